@@ -1,0 +1,203 @@
+// The update sweep: reads gradient, parameter and states once, writes states, parameter and the
+// 16-bit model copy once.
+#include <cmath>
+#include <limits>
+
+#include "convert.h"
+#include "driver.h"
+#include "parallel.h"
+
+namespace fusedtricks::cpu {
+namespace {
+
+struct Group {
+  double lr;
+  const double* hyper;
+  Variant variant;
+  double sign;
+};
+
+// What one tensor needs in the sweep. Neighbours with the same group and step share constants.
+struct Task {
+  const TensorArgs* view;
+  const Group* group;
+  int64_t constants;
+};
+
+struct alignas(64) Constants {
+  char bytes[kMaxConstantBytes];
+};
+
+struct Sweep {
+  double inv_scale, limit, coefficient;
+  bool transforms;
+  const double* row_means;
+  Isa isa;
+  std::vector<Group> groups;
+  std::vector<Task> tasks;
+  std::vector<Constants> constants;
+};
+
+double advance(const TensorArgs& view) {
+  if (view.step == nullptr) return 1;
+  if (view.step_is_double) return *static_cast<double*>(view.step) += 1;
+  return *static_cast<float*>(view.step) += 1;
+}
+
+void add_tasks(const std::vector<TensorArgs>& views, Sweep& sweep) {
+  double last_step = -1;
+  bool last_was_double = false;
+  const Group* last_group = nullptr;
+  sweep.tasks.reserve(views.size());
+  for (const TensorArgs& view : views) {
+    const Group& group = sweep.groups[view.group];
+    const double step = advance(view);
+    const bool in_double = computes_in_double(view.param.dtype);
+    if (&group != last_group || step != last_step || in_double != last_was_double) {
+      void* const target = sweep.constants.emplace_back().bytes;
+      const auto prepare = in_double ? group.variant.f64.prepare : group.variant.f32.prepare;
+      prepare(group.hyper, group.lr, step, target);
+      last_step = step;
+      last_was_double = in_double;
+      last_group = &group;
+    }
+    sweep.tasks.push_back({&view, &group, static_cast<int64_t>(sweep.constants.size()) - 1});
+  }
+}
+
+// Converts and transforms the gradient of [at, at + n) into `tile`, row by row if it is centralized.
+template <typename T>
+void stage_grad(const Task& task, const Sweep& sweep, int64_t at, int64_t n, T* tile) {
+  const TensorArgs& view = *task.view;
+  const T* source = reinterpret_cast<const T*>(at_element(view.grad, at));
+  if (view.grad.dtype != kComputeType<T>) {
+    to_compute<T>(view.grad.dtype, sweep.isa)(at_element(view.grad, at), tile, n);
+    source = tile;
+  }
+  const GradTransform<T> args{
+      static_cast<T>(sweep.inv_scale), static_cast<T>(sweep.limit),
+      static_cast<T>(sweep.coefficient * task.group->sign)};
+  const auto run = compiled_for<TransformGrad<T>>(sweep.isa);
+  if (view.row_length == 0) {
+    run(&args, T{0}, source, tile, n);
+    return;
+  }
+  for (int64_t done = 0; done < n;) {
+    const int64_t row = (at + done) / view.row_length;
+    const int64_t length = std::min((row + 1) * view.row_length - at, n) - done;
+    const T mean = static_cast<T>(sweep.row_means[view.first_row + row]);
+    run(&args, mean, source + done, tile + done, length);
+    done += length;
+  }
+}
+
+template <typename T>
+void update_item(const Task& task, const WorkItem& item, const Sweep& sweep) {
+  TensorArgs view = *task.view;
+  const int n_states = task.group->variant.n_states;
+  const void* const constants = sweep.constants[task.constants].bytes;
+  const auto update = task.group->variant.template kernel<T>().update;
+  alignas(64) T grad_tile[kTileElements];
+  alignas(64) T tiles[kMaxStates + 1][kTileElements];
+
+  const bool stages_grad =
+      sweep.transforms || task.group->sign < 0 || view.grad.dtype != kComputeType<T>;
+  // The parameter and the states, all treated alike.
+  std::array<Memory, kMaxStates + 1> memory{view.param};
+  bool stages = stages_grad || view.model.data != nullptr || view.param.dtype != kComputeType<T>;
+  for (int k = 0; k < n_states; ++k) {
+    memory[k + 1] = view.states[k];
+    stages |= view.states[k].dtype != kComputeType<T>;
+  }
+  const int64_t tile = stages ? kTileElements : item.end - item.begin;
+
+  for (int64_t at = item.begin; at < item.end; at += tile) {
+    const int64_t n = std::min(tile, item.end - at);
+    const T* grad = reinterpret_cast<const T*>(at_element(view.grad, at));
+    if (stages_grad) {
+      stage_grad<T>(task, sweep, at, n, grad_tile);
+      grad = grad_tile;
+    }
+    std::array<T*, kMaxStates + 1> values{};
+    for (int k = 0; k <= n_states; ++k) {
+      values[k] = reinterpret_cast<T*>(at_element(memory[k], at));
+      if (memory[k].dtype == kComputeType<T>) continue;
+      values[k] = tiles[k];
+      to_compute<T>(memory[k].dtype, sweep.isa)(at_element(memory[k], at), tiles[k], n);
+    }
+    update(constants, grad, values[0], values.data() + 1, n);
+    for (int k = 0; k <= n_states; ++k) {
+      if (memory[k].dtype == kComputeType<T>) continue;
+      from_compute<T>(memory[k].dtype, sweep.isa)(tiles[k], at_element(memory[k], at), n);
+    }
+    if (view.model.data != nullptr) {
+      from_compute<T>(view.model.dtype, sweep.isa)(values[0], at_element(view.model, at), n);
+    }
+  }
+}
+
+std::vector<Group> read_groups(const Algorithm& algorithm, const StepRequest& request, Isa isa) {
+  const size_t n_flags = algorithm.flags.size();
+  const size_t n_hyper = algorithm.hyper.size();
+  std::vector<Group> groups;
+  for (size_t g = 0; g < request.group_sizes.size(); ++g) {
+    const int64_t flags = request.variants[g];
+    TORCH_CHECK_VALUE(
+        flags >= 0 && flags < (int64_t{1} << n_flags), algorithm.name,
+        "_: expected variants below ", int64_t{1} << n_flags, ", got ", flags);
+    groups.push_back(
+        {request.lr[g].item<double>(), request.hyper.data() + g * n_hyper,
+         algorithm.variant(static_cast<unsigned>(flags), isa),
+         request.maximize[g] != 0 ? -1.0 : 1.0});
+    TORCH_CHECK_VALUE(
+        groups[g].variant.n_states == groups[0].variant.n_states, algorithm.name,
+        "_: expected groups with the same states in one call");
+  }
+  return groups;
+}
+
+}  // namespace
+
+void step(const Algorithm& algorithm, const StepRequest& request) {
+  const Isa isa = current_isa();
+  Sweep sweep{};
+  TORCH_CHECK_VALUE(
+      request.hyper.size() == algorithm.hyper.size() * request.group_sizes.size() &&
+          request.lr.size() == request.group_sizes.size() &&
+          request.variants.size() == request.group_sizes.size() &&
+          request.maximize.size() == request.group_sizes.size(),
+      algorithm.name, "_: expected lr, hyper, variants and maximize for ",
+      request.group_sizes.size(), " groups");
+  sweep.groups = read_groups(algorithm, request, isa);
+  if (sweep.groups.empty()) return;
+  Staging staging;
+  const auto views = view_step(
+      algorithm.name + "_", request, sweep.groups[0].variant.n_states, algorithm.hyper.size(),
+      at::kCPU, staging);
+  if (scalar_or(request.found_inf, 0) != 0) return;
+
+  sweep.isa = isa;
+  sweep.inv_scale = 1 / scalar_or(request.grad_scale, 1);
+  sweep.limit = request.clip_value.value_or(std::numeric_limits<double>::infinity());
+  sweep.coefficient = scalar_or(request.coefficient, 1);
+  sweep.row_means =
+      request.row_means.has_value() ? request.row_means->const_data_ptr<double>() : nullptr;
+  sweep.transforms = request.grad_scale.has_value() || request.clip_value.has_value() ||
+      request.coefficient.has_value() || (request.row_means && request.row_means->numel() > 0);
+  add_tasks(views, sweep);
+
+  std::vector<Extent> extents;
+  extents.reserve(views.size());
+  for (const TensorArgs& view : views) extents.push_back({view.numel, 0});
+  for_each_item(make_work_list(extents), [&](const WorkItem& item, int64_t) {
+    const Task& task = sweep.tasks[item.tensor];
+    if (computes_in_double(task.view->param.dtype)) {
+      update_item<double>(task, item, sweep);
+    } else {
+      update_item<float>(task, item, sweep);
+    }
+  });
+  staging.write_back();
+}
+
+}  // namespace fusedtricks::cpu

@@ -1,0 +1,97 @@
+// The Python module fusedtricks._C: the plan, the planner, and what this build is.
+#include <torch/extension.h>
+
+#include "cpu/driver.h"
+#include "cpu/isa.h"
+#include "plan.h"
+#include "work_list.h"
+
+namespace fusedtricks {
+namespace {
+
+py::dict build_info() {
+  py::dict optimizers;
+  for (const cpu::Algorithm& algorithm : cpu::algorithms()) {
+    py::dict entry;
+    entry["flags"] = algorithm.flags;
+    entry["hyper"] = algorithm.hyper;
+    entry["states"] = algorithm.states;
+    optimizers[algorithm.name.c_str()] = entry;
+  }
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+  info["isa"] = cpu::isa_name(cpu::current_isa());
+  info["optimizers"] = optimizers;
+  return info;
+}
+
+py::dict work_list(const std::vector<std::pair<int64_t, int64_t>>& extents) {
+  std::vector<Extent> list;
+  for (const auto& [numel, row_length] : extents) list.push_back({numel, row_length});
+  const WorkList work = make_work_list(list);
+  py::list items;
+  for (const WorkItem& item : work.items) {
+    items.append(py::make_tuple(item.tensor, item.begin, item.end));
+  }
+  py::dict result;
+  result["items"] = items;
+  result["units"] = work.units;
+  return result;
+}
+
+}  // namespace
+}  // namespace fusedtricks
+
+PYBIND11_MODULE(_C, module) {
+  using namespace fusedtricks;
+  module.doc() = "Compiled part of fusedtricks.";
+  module.def("build_info", &build_info, "Versions, instruction set and the optimizers' layouts.");
+  module.def("set_isa", &cpu::set_isa, py::arg("name"),
+             "Choose the instruction set: auto, baseline, avx2 or avx512.");
+  module.def("work_list", &work_list, py::arg("extents"),
+             "Plan (numel, row_length) extents; returns items and units.");
+  module.def(
+      "stream",
+      [](const std::vector<at::Tensor>& reads, const std::vector<at::Tensor>& writes) {
+        py::gil_scoped_release no_gil;
+        cpu::stream(reads, writes);
+      },
+      py::arg("reads"), py::arg("writes"), "Store the sum of `reads` into each of `writes`.");
+
+  py::class_<GroupValues>(module, "GroupValues", "Values of each group for one step.")
+      .def(py::init<>())
+      .def(
+          "add",
+          [](GroupValues& v, const py::object& lr, const std::vector<double>& hyper,
+             int64_t variant, bool maximize, int64_t centralize) {
+            v.lr.push_back(lr);
+            v.hyper.insert(v.hyper.end(), hyper.begin(), hyper.end());
+            v.variants.push_back(variant);
+            v.maximize.push_back(maximize);
+            v.centralize.push_back(centralize);
+          },
+          py::arg("lr"), py::arg("hyper"), py::arg("variant"), py::arg("maximize"),
+          py::arg("centralize"));
+  py::class_<StepOptions>(module, "StepOptions", "What a step does to the gradients.")
+      .def(py::init<>())
+      .def_readwrite("sweeps_grads", &StepOptions::sweeps_grads)
+      .def_readwrite("skips_nonfinite", &StepOptions::skips_nonfinite)
+      .def_readwrite("clip_value", &StepOptions::clip_value)
+      .def_readwrite("max_norm", &StepOptions::max_norm)
+      .def_readwrite("grad_scale", &StepOptions::grad_scale)
+      .def_readwrite("found_inf", &StepOptions::found_inf);
+  py::class_<StepResult>(module, "StepResult", "What came of a step.")
+      .def_readonly("done", &StepResult::done)
+      .def_readonly("skipped", &StepResult::skipped)
+      .def_readonly("norm", &StepResult::norm)
+      .def_readonly("nonfinite", &StepResult::nonfinite);
+  py::class_<Plan>(module, "Plan", "The tensors of one optimizer, gathered once.")
+      .def(py::init<const std::string&>(), py::arg("op"))
+      .def("add", &Plan::add, py::arg("param"), py::arg("group"))
+      .def("bind", &Plan::bind, py::arg("batch"), py::arg("updated"), py::arg("states"),
+           py::arg("step"), py::arg("owner"), py::arg("watched"))
+      .def("seal", &Plan::seal, py::arg("state"))
+      .def("step", &Plan::step, py::arg("param_groups"), py::arg("state"), py::arg("values"),
+           py::arg("options"));
+}

@@ -1,0 +1,102 @@
+// The host side of a step: what does not change between steps is gathered once.
+//
+// Note [Plan]
+// A ResNet-50 has 161 parameters with two states and a step count each. Walking them in Python
+// costs more than updating them. A Plan keeps the tensors of an optimizer, and at every step
+//   1. compares pointers: the parameter lists, the optimizer's state dict and each parameter's
+//      state are walked in their own order, without hashing, and any difference (load_state_dict,
+//      add_param_group, a replaced state tensor, a first gradient) makes step() answer "stale", on
+//      which Python builds a new plan;
+//   2. reads .grad of every parameter and checks its dtype, layout, device and shape;
+//   3. calls the ops through the dispatcher.
+// Data pointers, sizes and strides are read anew by the ops, so `p.data = ...` needs no notice.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/extension.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace fusedtricks {
+
+namespace py = pybind11;
+
+// Everything that may change from step to step without changing the plan; one value per group.
+struct GroupValues {
+  std::vector<py::object> lr;  // float or one-element tensor
+  std::vector<double> hyper;
+  std::vector<int64_t> variants, maximize, centralize;
+};
+
+struct StepOptions {
+  bool sweeps_grads = false;  // run the statistics sweep
+  bool skips_nonfinite = false;
+  std::optional<double> clip_value, max_norm;
+  std::optional<at::Tensor> grad_scale, found_inf;
+};
+
+// `done` is false if the plan is stale and nothing was changed.
+struct StepResult {
+  bool done = false;
+  bool skipped = false;
+  std::optional<at::Tensor> norm, nonfinite;
+};
+
+class Plan {
+ public:
+  explicit Plan(const std::string& op);
+
+  // One call per parameter of every group, in order; `bind` gives the last one its tensors.
+  void add(const py::object& param, int64_t group);
+  // `updated` is the parameter or its fp32 master; `owner` the dict that holds `watched` keys.
+  void bind(
+      int64_t batch, const at::Tensor& updated, std::vector<at::Tensor> states,
+      std::optional<at::Tensor> step, const std::optional<py::dict>& owner,
+      const std::vector<std::string>& watched);
+  void seal(const py::dict& state);
+
+  StepResult step(
+      const py::list& param_groups, const py::dict& state, const GroupValues& values,
+      const StepOptions& options);
+
+ private:
+  using Watched = std::pair<py::object, py::object>;  // key and value, compared by identity
+
+  struct Entry {
+    py::object object;
+    at::Tensor param, updated;
+    std::optional<at::Tensor> step;
+    std::vector<at::Tensor> states;
+    py::object owner;
+    std::vector<Watched> watched;
+    at::ScalarType dtype;
+    int64_t group = 0, batch = 0;
+    bool bound = false;
+  };
+
+  // The argument lists of one op call; the vectors keep their capacity between steps.
+  struct Batch {
+    std::vector<at::Tensor> params, grads, states, models, steps;
+    std::vector<int64_t> model_index, group_sizes;
+    at::Tensor row_means;
+    void clear(size_t n_groups);
+  };
+
+  bool gather(const py::list& param_groups, const py::dict& state);
+  bool same_state(const py::dict& state) const;
+  bool take(Entry& entry);
+  StepResult run(const GroupValues& values, const StepOptions& options);
+
+  c10::OperatorHandle op_;
+  std::vector<Entry> entries_;
+  std::vector<Watched> state_;
+  std::vector<Batch> batches_;
+  std::vector<at::Tensor> lr_;
+  size_t n_groups_ = 0;
+};
+
+}  // namespace fusedtricks

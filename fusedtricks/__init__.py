@@ -1,0 +1,3 @@
+"""Fused multi-tensor optimizers for PyTorch, and the training tricks around them."""
+
+__version__ = "0.1.0"
