@@ -73,14 +73,6 @@ PYBIND11_MODULE(_C, module) {
           },
           py::arg("lr"), py::arg("hyper"), py::arg("variant"), py::arg("maximize"),
           py::arg("centralize"));
-  py::class_<StepOptions>(module, "StepOptions", "What a step does to the gradients.")
-      .def(py::init<>())
-      .def_readwrite("sweeps_grads", &StepOptions::sweeps_grads)
-      .def_readwrite("skips_nonfinite", &StepOptions::skips_nonfinite)
-      .def_readwrite("clip_value", &StepOptions::clip_value)
-      .def_readwrite("max_norm", &StepOptions::max_norm)
-      .def_readwrite("grad_scale", &StepOptions::grad_scale)
-      .def_readwrite("found_inf", &StepOptions::found_inf);
   py::class_<StepResult>(module, "StepResult", "What came of a step.")
       .def_readonly("done", &StepResult::done)
       .def_readonly("skipped", &StepResult::skipped)
@@ -92,6 +84,18 @@ PYBIND11_MODULE(_C, module) {
       .def("bind", &Plan::bind, py::arg("batch"), py::arg("updated"), py::arg("states"),
            py::arg("step"), py::arg("owner"), py::arg("watched"))
       .def("seal", &Plan::seal, py::arg("state"))
-      .def("step", &Plan::step, py::arg("param_groups"), py::arg("state"), py::arg("values"),
-           py::arg("options"));
+      .def(
+          "step",
+          [](Plan& plan, const py::list& param_groups, const py::dict& state,
+             const GroupValues& values, bool sweeps_grads, bool skips_nonfinite,
+             std::optional<double> clip_value, std::optional<double> max_norm,
+             std::optional<at::Tensor> grad_scale, std::optional<at::Tensor> found_inf) {
+            return plan.step(
+                param_groups, state, values,
+                {sweeps_grads, skips_nonfinite, clip_value, max_norm, std::move(grad_scale),
+                 std::move(found_inf)});
+          },
+          py::arg("param_groups"), py::arg("state"), py::arg("values"), py::arg("sweeps_grads"),
+          py::arg("skips_nonfinite"), py::arg("clip_value"), py::arg("max_norm"),
+          py::arg("grad_scale"), py::arg("found_inf"));
 }

@@ -1,3 +1,7 @@
 """Fused multi-tensor optimizers for PyTorch, and the training tricks around them."""
 
 __version__ = "0.1.0"
+
+from fusedtricks import optim
+
+__all__ = ["__version__", "optim"]

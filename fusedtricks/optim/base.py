@@ -1,0 +1,356 @@
+"""What all fused optimizers share: options, state, and the two ways to take a step."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fusedtricks import backends, reference
+from fusedtricks.optim import native
+from fusedtricks.optim.checkpoint import CheckpointMixin
+from fusedtricks.optim.validation import check_extras
+from fusedtricks.reference import Entry, GradOptions, Outcome, centralize_ndim
+
+__all__ = ["Extras", "FusedOptimizer"]
+
+
+class Extras(TypedDict, total=False):
+    """The keyword-only options that every fusedtricks optimizer adds to torch's.
+
+    Attributes:
+        centralize_grad: Subtract from each gradient its mean over all dims but 0: True for every
+            parameter with ndim > 1, "conv" for ndim > 3. A group may override it. Default False.
+            Dim 0 of a ConvTranspose weight is its input channels.
+        clip_grad_norm: Largest global L2 norm of the gradients over all groups, as
+            `torch.nn.utils.clip_grad_norm_` has it. Default None (off).
+        clip_grad_value: Largest absolute value of a gradient element. Default None (off).
+        master_weights: Keep an fp32 copy of fp16 and bf16 parameters in the state under
+            "master_param", and fp32 moments. Default False.
+        decouple_lr: Decay by (lr / initial_lr) * weight_decay, as in the AdamW paper, instead of
+            lr * weight_decay. Only with decoupled decay. Default False.
+        skip_nonfinite: Leave parameters, state and step counts alone when any gradient is inf or
+            NaN; `optimizer.skipped_steps` counts them. Default False.
+        write_grads: Leave the unscaled, clipped and centralized gradients in `.grad`, as torch
+            does, instead of what backward produced. Default False.
+        backend: "auto", "cpu" or "reference". Default "auto", the best that can take the tensors.
+    """
+
+    centralize_grad: bool | str
+    clip_grad_norm: float | None
+    clip_grad_value: float | None
+    master_weights: bool
+    decouple_lr: bool
+    skip_nonfinite: bool
+    write_grads: bool
+    backend: str
+
+
+class FusedOptimizer(CheckpointMixin, Optimizer):
+    """Base of all fusedtricks optimizers; subclasses define an algorithm, not how it is run.
+
+    One step does, in this order: unscale, check for non-finite values, clip by value, clip by
+    norm, centralize, decay and update. Gradients are read, not written.
+
+    Attributes:
+        grad_norm: Norm of the gradients before clipping by it, 0-dim, after a step that needed
+            the statistics sweep; None otherwise.
+        skipped_steps: Number of steps left out because a gradient was not finite.
+    """
+
+    _step_supports_amp_scaling = True
+
+    algorithm: ClassVar[str]
+    flag_names: ClassVar[tuple[str, ...]]
+    has_step: ClassVar[bool] = True
+
+    clip_grad_norm: float | None = None
+    clip_grad_value: float | None = None
+    skip_nonfinite: bool = False
+    write_grads: bool = False
+    backend: str = "auto"
+    grad_norm: Tensor | None = None
+    skipped_steps: int = 0
+
+    _plan = None
+    _plan_layout: list[Any] | None = None
+    _wants_flag = False
+    _nonfinite: Tensor | None = None
+    _norm_dtype = torch.float32
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        *,
+        centralize_grad: bool | str = False,
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+        master_weights: bool = False,
+        decouple_lr: bool = False,
+        skip_nonfinite: bool = False,
+        write_grads: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        check_extras(centralize_grad, clip_grad_norm, clip_grad_value)
+        backends.check(backend)
+        defaults |= {
+            "centralize_grad": centralize_grad,
+            "master_weights": master_weights,
+            "decouple_lr": decouple_lr,
+        }
+        self.clip_grad_norm = clip_grad_norm
+        self.clip_grad_value = clip_grad_value
+        self.skip_nonfinite = skip_nonfinite
+        self.write_grads = write_grads
+        self.backend = backend
+        super().__init__(params, defaults)
+
+    # What an algorithm defines. ------------------------------------------------------------------
+
+    def _flags(self, group: dict[str, Any]) -> tuple[bool, ...]:
+        """Return the compile-time variant, in the order of `flag_names`."""
+        raise NotImplementedError
+
+    def _hyper(self, group: dict[str, Any]) -> Sequence[float]:
+        """Return the functor's hyper-parameters in its order."""
+        raise NotImplementedError
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the per-element states in the functor's order."""
+        raise NotImplementedError
+
+    def _initial_value(self, group: dict[str, Any]) -> float:
+        """Return what new states are filled with."""
+        return 0.0
+
+    def _decoupled(self, group: dict[str, Any]) -> bool:
+        """Return whether the decay scales the parameter instead of joining the gradient."""
+        return False
+
+    def _sparse_obstacle(self, group: dict[str, Any]) -> str:
+        """Return the error for a sparse gradient, empty if the algorithm takes it."""
+        return f"{type(self).__name__} does not support sparse gradients"
+
+    def reference(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
+        lr: float | Tensor,
+        step: float | Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the updated parameter and states; the definition of the algorithm."""
+        raise NotImplementedError
+
+    # Groups and state. ---------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with its own options where it names any."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_extras(group["centralize_grad"], None, None)
+            if group["decouple_lr"] and not self._decoupled(group):
+                raise ValueError(
+                    f"Invalid decouple_lr value: True, {type(self).__name__} adds its decay to the "
+                    "gradient; use AdamW or SGDW"
+                )
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        if group["decouple_lr"]:
+            lr = group["lr"]
+            group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+
+    def _weight_decay(self, group: dict[str, Any]) -> float:
+        """Return what the learning rate is multiplied with to give the decay."""
+        decay = group["weight_decay"]
+        if not group["decouple_lr"] or decay == 0:
+            return decay
+        initial_lr = float(group["initial_lr"])
+        return decay / initial_lr if initial_lr != 0 else 0.0
+
+    def _has_master(self, entry: Entry) -> bool:
+        return entry.group["master_weights"] and entry.param.dtype in (
+            torch.float16,
+            torch.bfloat16,
+        )
+
+    def _watched(self, entry: Entry) -> list[str]:
+        names = list(self._state_names(entry.group))
+        if self.has_step:
+            names.append("step")
+        if self._has_master(entry):
+            names.append("master_param")
+        return names
+
+    def _ensure_state(self, entry: Entry) -> tuple[dict[str, Any], Tensor]:
+        """Return the state of a parameter, creating what is missing, and its step count.
+
+        Algorithms without a count in their state get one that only tells a first step apart: 0 if
+        the states are new, else 1.
+        """
+        watched = self._watched(entry)
+        if not watched:
+            return {}, torch.ones(())
+        state = self.state[entry.param]
+        fresh = False
+        if self._has_master(entry) and "master_param" not in state:
+            state["master_param"] = entry.param.detach().clone().float()
+        like = state["master_param"] if self._has_master(entry) else entry.param
+        if self.has_step and "step" not in state:
+            dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+            state["step"] = torch.zeros((), dtype=dtype)
+        for name in self._state_names(entry.group):
+            if name not in state:
+                fresh = True
+                state[name] = self._new_state(like, entry.group)
+        if self.has_step:
+            return state, state["step"]
+        return state, torch.zeros(()) if fresh else torch.ones(())
+
+    def _new_state(self, like: Tensor, group: dict[str, Any]) -> Tensor:
+        value = self._initial_value(group)
+        fill = complex(value, value) if like.is_complex() else value
+        return torch.full_like(like, fill, memory_format=torch.preserve_format).detach()
+
+    def _check_state(self, entry: Entry, name: str) -> None:
+        state = self.state.get(entry.param) or {}
+        for key in self._watched(entry):
+            value = state.get(key)
+            if key == "step" or value is None:
+                continue
+            if value.shape != entry.param.shape or value.device != entry.param.device:
+                raise ValueError(
+                    f"{type(self).__name__}: the state {key!r} of {name} has shape "
+                    f"{tuple(value.shape)} on {value.device}, the parameter "
+                    f"{tuple(entry.param.shape)} on {entry.param.device}; the checkpoint does not "
+                    "belong to this model, or the model changed after the state was made"
+                )
+
+    # The step. -----------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Args:
+            closure: Reevaluates the model and returns the loss; called with gradients enabled.
+
+        Returns:
+            What `closure` returned, None without one.
+
+        Raises:
+            RuntimeError: If a gradient cannot be taken by the backend, or is sparse where the
+                algorithm does not support it. Nothing has changed then.
+            ValueError: If a state does not fit its parameter. Nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            outcome = self._take_step()
+        self.grad_norm = None if outcome.norm is None else outcome.norm.to(self._norm_dtype)
+        self._nonfinite = outcome.nonfinite
+        self.skipped_steps += outcome.skipped
+        return loss
+
+    def _take_step(self) -> Outcome:
+        options = GradOptions(
+            self.clip_grad_value,
+            self.clip_grad_norm,
+            self.skip_nonfinite,
+            self._wants_flag,
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+        )
+        if self._plan is not None and not self.write_grads and not torch.compiler.is_compiling():
+            outcome = native.planned_step(self, options)
+            if outcome is not None:
+                return outcome
+        self._plan = None
+        entries = self._entries()
+        if not entries:
+            return Outcome(skipped=False)
+        runs_native = self._check(entries)
+        if self.write_grads:
+            return self._write_grads_and_step(entries, options, runs_native)
+        if not runs_native:
+            return reference.run(self, entries, options)
+        return native.step(self, entries, options)
+
+    def _write_grads_and_step(
+        self, entries: list[Entry], options: GradOptions, runs_native: bool
+    ) -> Outcome:
+        if options.found_inf is not None and options.found_inf.item() != 0:
+            return Outcome(skipped=True)
+        grads, norm, nonfinite = reference.transform(entries, options)
+        if options.skips_nonfinite and nonfinite.item() != 0:
+            return Outcome(True, norm, nonfinite)
+        for entry, grad in zip(entries, grads, strict=True):
+            entry.grad.copy_(grad)
+        modes = [group["centralize_grad"] for group in self.param_groups]
+        try:
+            for group in self.param_groups:
+                group["centralize_grad"] = False
+            if runs_native:
+                native.step(self, entries, GradOptions())
+            else:
+                reference.run(self, entries, GradOptions())
+        finally:
+            for group, mode in zip(self.param_groups, modes, strict=True):
+                group["centralize_grad"] = mode
+        return Outcome(False, norm, nonfinite)
+
+    def _entries(self) -> list[Entry]:
+        return [
+            Entry(param, param.grad, group, index, position)
+            for index, group in enumerate(self.param_groups)
+            for position, param in enumerate(group["params"])
+            if param.grad is not None
+        ]
+
+    def _check(self, entries: list[Entry]) -> bool:
+        """Refuse what no backend takes; return whether the compiled backend takes everything."""
+        obstacle = ""
+        is_wide = any(entry.grad.dtype == torch.float64 for entry in entries)
+        self._norm_dtype = torch.float64 if is_wide else torch.float32
+        for entry in entries:
+            name = self._name(entry)
+            if entry.group["fused"] and entry.param.device.type == "meta":
+                raise RuntimeError(
+                    "`fused=True` requires all the params to be floating point Tensors of "
+                    f"supported devices, but {name} is {entry.param.dtype} on meta"
+                )
+            if entry.grad.is_sparse and self._sparse_obstacle(entry.group):
+                raise RuntimeError(self._sparse_obstacle(entry.group))
+            if entry.grad.is_sparse and centralize_ndim(entry.group["centralize_grad"]):
+                raise RuntimeError(
+                    f"centralize_grad does not support sparse gradients, and {name} has one; put it "
+                    "into a group with centralize_grad=False"
+                )
+            if entry.grad.shape != entry.param.shape or entry.grad.device != entry.param.device:
+                raise RuntimeError(
+                    f"the gradient of {name} has shape {tuple(entry.grad.shape)} on "
+                    f"{entry.grad.device}, the parameter {tuple(entry.param.shape)} on "
+                    f"{entry.param.device}; clear it with zero_grad() after changing the parameter"
+                )
+            self._check_state(entry, name)
+            obstacle = obstacle or backends.cpu_obstacle(
+                entry.param, entry.grad, entry.group["differentiable"]
+            )
+        if obstacle and self.backend not in ("auto", "reference"):
+            raise RuntimeError(
+                f"backend={self.backend!r} cannot take {obstacle}; use backend='auto'"
+            )
+        return not obstacle and self.backend != "reference"
+
+    def _name(self, entry: Entry) -> str:
+        names = entry.group.get("param_names")
+        if names:
+            return f"parameter {names[entry.position]!r}"
+        return f"parameter {entry.position} of group {entry.group_index}"
+

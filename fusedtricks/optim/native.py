@@ -1,0 +1,190 @@
+"""Steps through the compiled ops: by a plan in eager mode, by lists while torch.compile traces."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusedtricks import ops, reference
+from fusedtricks.reference import Entry, GradOptions, Outcome, centralize_ndim
+
+if TYPE_CHECKING:
+    from fusedtricks.optim.base import FusedOptimizer
+
+__all__ = ["planned_step", "step"]
+
+
+def step(optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions) -> Outcome:
+    """Take a step for checked `entries`, building a new plan for this and the following ones."""
+    if torch.compiler.is_compiling():
+        return _traced_step(optimizer, entries, options)
+    # A skipped step must not even create state, so it is recognised beforehand.
+    if options.found_inf is not None and options.found_inf.item() != 0:
+        return Outcome(skipped=True)
+    if options.skips_nonfinite:
+        _, norm, nonfinite = reference.transform(entries, options)
+        if nonfinite.item() != 0:
+            return Outcome(True, norm, nonfinite)
+    optimizer._plan = _build_plan(optimizer, entries)
+    optimizer._plan_layout = _layout(optimizer)
+    return planned_step(optimizer, options)
+
+
+def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome | None:
+    """Take a step by the optimizer's plan; None if it is stale, and then nothing has changed."""
+    if optimizer.backend == "reference" or _layout(optimizer) != optimizer._plan_layout:
+        return None
+    values = ops.native.GroupValues()
+    for group in optimizer.param_groups:
+        values.add(
+            group["lr"],
+            optimizer._hyper(group),
+            _variant(optimizer, group),
+            group["maximize"],
+            centralize_ndim(group["centralize_grad"]),
+        )
+    result = optimizer._plan.step(
+        optimizer.param_groups,
+        optimizer.state,
+        values,
+        _sweeps_grads(optimizer, options),
+        options.skips_nonfinite,
+        options.clip_value,
+        options.max_norm,
+        options.grad_scale,
+        options.found_inf,
+    )
+    return Outcome(result.skipped, result.norm, result.nonfinite) if result.done else None
+
+
+def _variant(optimizer: "FusedOptimizer", group: dict[str, Any]) -> int:
+    return sum(bool(flag) << bit for bit, flag in enumerate(optimizer._flags(group)))
+
+
+def _layout(optimizer: "FusedOptimizer") -> list[Any]:
+    """Return what decides which tensors a plan binds; a plan is stale once it differs."""
+    return [
+        (optimizer._state_names(group), group["master_weights"], group["differentiable"])
+        for group in optimizer.param_groups
+    ]
+
+
+def _sweeps_grads(optimizer: "FusedOptimizer", options: GradOptions) -> bool:
+    return (
+        options.max_norm is not None
+        or options.skips_nonfinite
+        or options.wants_flag
+        or any(group["centralize_grad"] for group in optimizer.param_groups)
+    )
+
+
+def _build_plan(optimizer: "FusedOptimizer", entries: list[Entry]) -> Any:
+    plan = ops.native.Plan(f"{optimizer.algorithm}_")
+    taking_part = {id(entry.param): entry for entry in entries}
+    batches: dict[Any, int] = {}
+    seen: Counter[int] = Counter()
+    for index, group in enumerate(optimizer.param_groups):
+        for param in group["params"]:
+            plan.add(param, index)
+            entry = taking_part.get(id(param))
+            if entry is None:
+                continue
+            state, count = optimizer._ensure_state(entry)
+            names = optimizer._state_names(group)
+            # A parameter listed twice is updated twice, one after the other, as torch does.
+            batch = batches.setdefault((names, seen[id(param)]), len(batches))
+            seen[id(param)] += 1
+            watched = optimizer._watched(entry)
+            plan.bind(
+                batch,
+                state["master_param"] if optimizer._has_master(entry) else param,
+                [state[name] for name in names],
+                count if watched else None,
+                state if watched else None,
+                watched,
+            )
+    plan.seal(optimizer.state)
+    return plan
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The tensor arguments of one op call."""
+
+    group_sizes: list[int]
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    models: list[Tensor] = field(default_factory=list)
+    model_index: list[int] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+
+    def add(self, optimizer: "FusedOptimizer", entry: Entry) -> None:
+        state, count = optimizer._ensure_state(entry)
+        if optimizer._has_master(entry):
+            self.model_index.append(len(self.params))
+            self.models.append(entry.param)
+            self.params.append(state["master_param"])
+        else:
+            self.params.append(entry.param)
+        self.grads.append(entry.grad)
+        self.states += [state[name] for name in optimizer._state_names(entry.group)]
+        if optimizer._watched(entry):
+            self.steps.append(count)
+        self.group_sizes[entry.group_index] += 1
+
+
+def _traced_step(
+    optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
+) -> Outcome:
+    """Take a step by op calls alone, which torch.compile can trace."""
+    groups = optimizer.param_groups
+    batches: dict[Any, _Batch] = {}
+    for entry in entries:
+        key = optimizer._state_names(entry.group)
+        batches.setdefault(key, _Batch([0] * len(groups))).add(optimizer, entry)
+    centralize = [centralize_ndim(group["centralize_grad"]) for group in groups]
+    lr = [
+        group["lr"] if isinstance(group["lr"], Tensor) else torch.tensor(group["lr"])
+        for group in groups
+    ]
+    norm = coefficient = nonfinite = None
+    found_inf = options.found_inf
+    row_means: list[Tensor | None] = [None] * len(batches)
+    if _sweeps_grads(optimizer, options):
+        statistics = [
+            torch.ops.fusedtricks.grad_statistics(
+                batch.grads, batch.group_sizes, centralize, options.grad_scale, options.clip_value
+            )
+            for batch in batches.values()
+        ]
+        row_means = [means for means, _ in statistics]
+        norm, coefficient, nonfinite = torch.ops.fusedtricks.finalize_statistics(
+            [totals for _, totals in statistics], options.max_norm
+        )
+        if options.skips_nonfinite:
+            found_inf = nonfinite if found_inf is None else nonfinite + found_inf
+    op = getattr(torch.ops.fusedtricks, f"{optimizer.algorithm}_")
+    for batch, means in zip(batches.values(), row_means, strict=True):
+        op(
+            batch.params,
+            batch.grads,
+            batch.states,
+            batch.models,
+            batch.model_index,
+            batch.steps,
+            lr,
+            [value for group in groups for value in optimizer._hyper(group)],
+            [_variant(optimizer, group) for group in groups],
+            batch.group_sizes,
+            [int(group["maximize"]) for group in groups],
+            centralize,
+            means,
+            coefficient if options.max_norm is not None else None,
+            options.grad_scale,
+            options.clip_value,
+            found_inf,
+        )
+    return Outcome(False, norm, nonfinite)
