@@ -186,6 +186,6 @@ def _apply(
     state = dict(zip(names, states, strict=True))
     lr = entry.group["lr"]
     lr = lr.reshape(()).to(param.device) if isinstance(lr, Tensor) else lr
-    count = step if torch.compiler.is_compiling() or entry.group["capturable"] else step.item()
+    count = step if torch.compiler.is_compiling() or entry.group.get("capturable") else step.item()
     param, state = optimizer.reference(param, grad, state, entry.group, lr, count)
     return [param, *(state[name] for name in names)]

@@ -320,7 +320,7 @@ class FusedOptimizer(CheckpointMixin, Optimizer):
         self._norm_dtype = torch.float64 if is_wide else torch.float32
         for entry in entries:
             name = self._name(entry)
-            if entry.group["fused"] and entry.param.device.type == "meta":
+            if entry.group.get("fused") and entry.param.device.type == "meta":
                 raise RuntimeError(
                     "`fused=True` requires all the params to be floating point Tensors of "
                     f"supported devices, but {name} is {entry.param.dtype} on meta"

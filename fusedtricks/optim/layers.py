@@ -102,11 +102,10 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 def _open(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the parts of a module, those of containers and of holders of stacks in their place."""
+    # An element of a container is a block: it stays whole, whatever it is built of.
+    opens_holders = not isinstance(module, CONTAINER_TYPES)
     for child in module.children():
-        if isinstance(child, CONTAINER_TYPES):
-            yield from _open(child)
-        # An element of a container is a block: it stays whole, whatever it is built of.
-        elif not isinstance(module, CONTAINER_TYPES) and _holds_stack(child):
+        if isinstance(child, CONTAINER_TYPES) or (opens_holders and _holds_stack(child)):
             yield from _open(child)
         else:
             yield child

@@ -1,0 +1,55 @@
+# make demo   trains the demo            make test   runs all tests
+# make setup  only prepares .venv        make bench  measures the step against torch
+#
+# Each works alone on a fresh clone. TORCH chooses another torch: make test TORCH=torch==2.14.1
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+# One stamp per torch and package list, one per state of the C++ sources.
+INSTALLED := $(VENV)/.installed-$(TORCH)
+BUILT := $(VENV)/.built-$(TORCH)
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test setup bench lint format clean
+.DELETE_ON_ERROR:
+
+demo: setup
+	$(BIN)/fusedtricks demo $(DEMO_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -n auto $(TEST_ARGS)
+
+setup: $(BUILT)
+
+bench: setup
+	$(BIN)/python bench/bench_step.py $(BENCH_ARGS)
+	$(BIN)/python bench/bench_host.py
+	$(BIN)/python bench/bench_busy.py
+
+$(INSTALLED): pyproject.toml Makefile
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'fusedtricks needs Python 3.10 or newer; set PYTHON=...')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.12"
+	rm -f $(VENV)/.installed-* $(VENV)/.built-*
+	touch "$@"
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	$(BIN)/python -m pip install --no-build-isolation --editable ".[dev]"
+	touch "$@"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf $(VENV) build *.egg-info fusedtricks/_C*.so

@@ -1,0 +1,1 @@
+"""Benchmarks of the optimizer step: workloads, contenders, timing, reports."""
