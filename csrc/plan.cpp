@@ -98,7 +98,7 @@ void Plan::seal(const py::dict& state) {
 }
 
 void Plan::Batch::clear(size_t n_groups) {
-  for (auto* list : {&params, &grads, &states, &models, &steps}) list->clear();
+  for (auto* list : {&params, &states, &models, &steps}) list->clear();
   model_index.clear();
   group_sizes.assign(n_groups, 0);
 }
@@ -111,72 +111,82 @@ bool Plan::same_state(const py::dict& state) const {
   return true;
 }
 
-// Adds the entry to its batch; false if the plan no longer fits it.
-bool Plan::take(Entry& entry) {
-  // torch.utils.swap_tensors gives a Python parameter another TensorImpl.
-  if (!THPVariable_Unpack(entry.object.ptr()).is_same(entry.param)) return false;
-  const at::Tensor& param = entry.param;
-  const at::Tensor& grad = param.grad();
-  if (!grad.defined()) return true;
-  if (!entry.bound || param.scalar_type() != entry.dtype || grad.layout() != at::kStrided ||
-      !has_supported_dtype(grad) || grad.device() != param.device() ||
-      grad.sizes() != param.sizes() || entry.updated.sizes() != param.sizes() ||
-      grad.unsafeGetTensorImpl()->is_python_dispatch()) {
-    return false;
-  }
-  for (const at::Tensor& state : entry.states) {
-    if (state.sizes() != param.sizes() || state.device() != param.device()) return false;
-  }
-  Batch& batch = batches_[entry.batch];
-  if (!entry.updated.is_same(param)) {
-    batch.model_index.push_back(static_cast<int64_t>(batch.params.size()));
-    batch.models.push_back(param);
-  }
-  batch.params.push_back(entry.updated);
-  batch.grads.push_back(grad);
-  batch.states.insert(batch.states.end(), entry.states.begin(), entry.states.end());
-  if (entry.step.has_value()) batch.steps.push_back(*entry.step);
-  ++batch.group_sizes[entry.group];
-  return true;
+// Whether the plan still fits the entry's parameter and gradient. Shapes are checked by the ops.
+bool Plan::fits(const Entry& entry, const at::Tensor& grad) const {
+  return entry.bound && entry.param.scalar_type() == entry.dtype &&
+      grad.device() == entry.param.device() && grad.sizes() == entry.param.sizes() &&
+      grad.layout() == at::kStrided && has_supported_dtype(grad) &&
+      !grad.unsafeGetTensorImpl()->is_python_dispatch();
 }
 
-bool Plan::gather(const py::list& param_groups, const py::dict& state) {
+// Fills the lists of all batches but `grads` with the entries that take part.
+void Plan::refill() {
   for (Batch& batch : batches_) batch.clear(n_groups_);
+  for (const Entry& entry : entries_) {
+    if (!entry.takes_part) continue;
+    Batch& batch = batches_[entry.batch];
+    if (!entry.updated.is_same(entry.param)) {
+      batch.model_index.push_back(static_cast<int64_t>(batch.params.size()));
+      batch.models.push_back(entry.param);
+    }
+    batch.params.push_back(entry.updated);
+    batch.states.insert(batch.states.end(), entry.states.begin(), entry.states.end());
+    if (entry.step.has_value()) batch.steps.push_back(*entry.step);
+    ++batch.group_sizes[entry.group];
+  }
+}
+
+// Collects the gradients; false if the plan is stale.
+bool Plan::gather(const py::list& param_groups, const py::dict& state) {
   if (param_groups.size() != n_groups_ || !same_state(state)) return false;
   size_t next = 0;
+  bool changed = false;
   for (py::handle group : param_groups) {
     PyObject* const params = PyDict_GetItemString(group.ptr(), "params");
     if (params == nullptr || !PyList_Check(params)) return false;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i, ++next) {
       if (next >= entries_.size()) return false;
       Entry& entry = entries_[next];
-      if (PyList_GET_ITEM(params, i) != entry.object.ptr() || !take(entry)) return false;
+      // torch.utils.swap_tensors gives a Python parameter another TensorImpl.
+      if (PyList_GET_ITEM(params, i) != entry.object.ptr() ||
+          !THPVariable_Unpack(entry.object.ptr()).is_same(entry.param)) {
+        return false;
+      }
+      const at::Tensor& grad = entry.param.grad();
+      changed |= grad.defined() != entry.takes_part;
+      entry.takes_part = grad.defined();
+      if (!grad.defined()) continue;
+      if (!fits(entry, grad)) return false;
+      batches_[entry.batch].grads.push_back(grad);
     }
   }
+  if (changed) refill();
   return next == entries_.size();
 }
 
 StepResult Plan::step(
     const py::list& param_groups, const py::dict& state, const GroupValues& values,
     const StepOptions& options) {
-  StepResult result;
-  if (gather(param_groups, state)) {
-    lr_.resize(values.lr.size());
-    for (size_t g = 0; g < values.lr.size(); ++g) {
-      if (THPVariable_Check(values.lr[g].ptr())) {
-        lr_[g] = values.lr[g].cast<at::Tensor>();
-      } else {
-        // A new tensor, because lr_[g] may be the user's own from the step before.
-        lr_[g] = at::empty({}, at::kDouble);
-        *lr_[g].mutable_data_ptr<double>() = values.lr[g].cast<double>();
-      }
+  // Gradients must not outlive zero_grad(set_to_none=True), whatever happens here.
+  struct Release {
+    std::vector<Batch>& batches;
+    ~Release() {
+      for (Batch& batch : batches) batch.grads.clear();
     }
-    py::gil_scoped_release no_gil;
-    result = run(values, options);
+  } release{batches_};
+  if (!gather(param_groups, state)) return {};
+  lr_.resize(values.lr.size());
+  for (size_t g = 0; g < values.lr.size(); ++g) {
+    if (THPVariable_Check(values.lr[g].ptr())) {
+      lr_[g] = values.lr[g].cast<at::Tensor>();
+    } else {
+      // A new tensor, because lr_[g] may be the user's own from the step before.
+      lr_[g] = at::empty({}, at::kDouble);
+      *lr_[g].mutable_data_ptr<double>() = values.lr[g].cast<double>();
+    }
   }
-  // Gradients must not outlive zero_grad(set_to_none=True).
-  for (Batch& batch : batches_) batch.clear(n_groups_);
-  return result;
+  py::gil_scoped_release no_gil;
+  return run(values, options);
 }
 
 StepResult Plan::run(const GroupValues& values, const StepOptions& options) {

@@ -76,9 +76,10 @@ class Plan {
     at::ScalarType dtype;
     int64_t group = 0, batch = 0;
     bool bound = false;
+    bool takes_part = false;  // had a gradient in the last step
   };
 
-  // The argument lists of one op call; the vectors keep their capacity between steps.
+  // The argument lists of one op call. All but `grads` stay from step to step.
   struct Batch {
     std::vector<at::Tensor> params, grads, states, models, steps;
     std::vector<int64_t> model_index, group_sizes;
@@ -88,7 +89,8 @@ class Plan {
 
   bool gather(const py::list& param_groups, const py::dict& state);
   bool same_state(const py::dict& state) const;
-  bool take(Entry& entry);
+  bool fits(const Entry& entry, const at::Tensor& grad) const;
+  void refill();
   StepResult run(const GroupValues& values, const StepOptions& options);
 
   c10::OperatorHandle op_;

@@ -32,34 +32,47 @@ bool is_dense(const at::Tensor& tensor, bool rows_matter) {
       (tensor.is_non_overlapping_and_dense() && (!rows_matter || rows_are_contiguous(tensor)));
 }
 
-void check_tensor(
-    const at::Tensor& tensor, const char* what, size_t index, at::DeviceType device) {
+// Names a tensor of an op's arguments in error messages.
+struct Role {
+  const std::string& op;
+  const char* what;
+  size_t index;
+};
+
+[[gnu::cold]] void explain(
+    const Role& role, const at::Tensor& tensor, at::IntArrayRef sizes, c10::Device device) {
+  const std::string name = role.op + ": " + role.what + " " + std::to_string(role.index);
   TORCH_CHECK(
-      tensor.layout() == at::kStrided, "expected dense tensors, got the sparse ", what, " ", index,
-      "; use backend=\"reference\"");
+      tensor.layout() == at::kStrided, name, " is ", tensor.layout(),
+      ", expected a dense tensor; use backend=\"reference\"");
   TORCH_CHECK(
-      tensor.device().type() == device, "expected ", what, " ", index, " on ", device, ", got ",
-      tensor.device());
+      tensor.device() == device, name, " is on ", tensor.device(), ", expected ", device);
   TORCH_CHECK_TYPE(
-      has_supported_dtype(tensor), "expected ", what, " ", index,
-      " of dtype float32, float64, bfloat16 or float16, got ", tensor.scalar_type());
-}
-
-void check_like(
-    const std::string& op, const at::Tensor& tensor, const at::Tensor& param, const char* what,
-    size_t index) {
+      has_supported_dtype(tensor), name, " has dtype ", tensor.scalar_type(),
+      ", expected float32, float64, bfloat16 or float16");
   TORCH_CHECK_VALUE(
-      tensor.sizes() == param.sizes(), op, ": expected ", what, " of parameter ", index,
-      " to have the parameter's shape ", param.sizes(), ", got ", tensor.sizes(),
-      "; does the checkpoint belong to this model?");
-  TORCH_CHECK(
-      tensor.device() == param.device(), op, ": expected ", what, " of parameter ", index, " on ",
-      param.device(), ", got ", tensor.device());
+      tensor.sizes() == sizes, name, " has shape ", tensor.sizes(), ", expected that of the "
+      "parameter, ", sizes, "; does the checkpoint belong to this model?");
 }
 
-void check_request(
-    const std::string& op, const StepRequest& r, int64_t n_states, int64_t n_hyper,
-    at::DeviceType device) {
+void check_tensor(
+    const Role& role, const at::Tensor& tensor, at::IntArrayRef sizes, c10::Device device) {
+  if (tensor.layout() != at::kStrided || tensor.device() != device ||
+      !has_supported_dtype(tensor) || tensor.sizes() != sizes) {
+    explain(role, tensor, sizes, device);
+  }
+}
+
+void check_step(const std::string& op, const at::Tensor& step, size_t index, c10::Device device) {
+  TORCH_CHECK_VALUE(
+      step.numel() == 1 && step.device() == device &&
+          (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble),
+      op, ": expected the step of parameter ", index, " to be one float32 or float64 on ", device,
+      ", got shape ", step.sizes(), ", ", step.scalar_type(), " on ", step.device());
+}
+
+void check_lengths(
+    const std::string& op, const StepRequest& r, int64_t n_states, int64_t n_hyper) {
   const size_t n = r.params.size();
   const size_t n_groups = r.group_sizes.size();
   TORCH_CHECK_VALUE(r.grads.size() == n, op, ": expected ", n, " grads, got ", r.grads.size());
@@ -76,34 +89,26 @@ void check_request(
   TORCH_CHECK_VALUE(
       r.model_params.size() == r.model_index.size(), op, ": expected one model_index for each of ",
       r.model_params.size(), " model_params, got ", r.model_index.size());
-  for (size_t i = 0; i < n; ++i) {
-    const at::Tensor& param = r.params[i];
-    check_tensor(param, "parameter", i, device);
-    TORCH_CHECK(
-        at::has_internal_overlap(param) != at::MemOverlap::Yes, op, ": parameter ", i,
-        " is expanded, several of its elements share one memory location; clone() it");
-    check_tensor(r.grads[i], "gradient", i, device);
-    check_like(op, r.grads[i], param, "the gradient", i);
-    for (int64_t k = 0; k < n_states; ++k) {
-      check_tensor(r.states[i * n_states + k], "the state of parameter", i, device);
-      check_like(op, r.states[i * n_states + k], param, "a state", i);
-    }
-    if (!r.steps.empty()) {
-      const at::Tensor& step = r.steps[i];
-      TORCH_CHECK_VALUE(
-          step.numel() == 1 && step.device().type() == device &&
-              (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble),
-          op, ": expected the step of parameter ", i, " to be one float32 or float64 on ", device,
-          ", got shape ", step.sizes(), ", ", step.scalar_type(), " on ", step.device());
+}
+
+// The device of `tensor` if it is of the driver's type, else some device of that type, which the
+// tensor is then not on.
+c10::Device device_of(const at::Tensor& tensor, c10::DeviceType type) {
+  return tensor.device().type() == type ? tensor.device() : c10::Device(type);
+}
+
+// Calls visit(tensor index, group index) for every tensor in order.
+template <class Visit>
+void for_each_tensor(
+    const std::string& op, size_t n, at::IntArrayRef group_sizes, const Visit& visit) {
+  size_t i = 0;
+  for (size_t g = 0; g < group_sizes.size(); ++g) {
+    for (int64_t k = 0; k < group_sizes[g]; ++k, ++i) {
+      TORCH_CHECK_VALUE(i < n, op, ": group_sizes exceed the number of tensors, ", n);
+      visit(i, g);
     }
   }
-  for (size_t j = 0; j < r.model_params.size(); ++j) {
-    const int64_t i = r.model_index[j];
-    TORCH_CHECK_INDEX(
-        i >= 0 && i < static_cast<int64_t>(n), op, ": model_index ", i, " is out of range");
-    check_tensor(r.model_params[j], "the model copy of parameter", i, device);
-    check_like(op, r.model_params[j], r.params[i], "the model copy", i);
-  }
+  TORCH_CHECK_VALUE(i == n, op, ": group_sizes sum to ", i, ", expected ", n, " tensors");
 }
 
 }  // namespace
@@ -131,30 +136,36 @@ double scalar_or(const std::optional<at::Tensor>& tensor, double otherwise) {
   return tensor.has_value() ? tensor->item<double>() : otherwise;
 }
 
-at::Tensor Staging::read_like(const at::Tensor& tensor, const at::Tensor& like) {
+const at::Tensor& Staging::read_like(const at::Tensor& tensor, const at::Tensor& like) {
   if (same_layout(tensor, like)) return tensor;
-  at::Tensor copy = at::empty_strided(like.sizes(), like.strides(), tensor.options());
-  copy.copy_(tensor);
-  kept_.push_back(copy);
+  at::Tensor& copy =
+      kept_.emplace_back(at::empty_strided(like.sizes(), like.strides(), tensor.options()));
+  return copy.copy_(tensor);
+}
+
+const at::Tensor& Staging::write_like(const at::Tensor& tensor, const at::Tensor& like) {
+  const at::Tensor& copy = read_like(tensor, like);
+  if (&copy != &tensor) write_later(tensor, copy);
   return copy;
 }
 
-at::Tensor Staging::write_like(const at::Tensor& tensor, const at::Tensor& like) {
-  at::Tensor copy = read_like(tensor, like);
-  if (!copy.is_same(tensor)) to_write_.emplace_back(tensor, copy);
-  return copy;
-}
-
-at::Tensor Staging::dense(const at::Tensor& tensor, bool rows_matter) {
+const at::Tensor& Staging::dense(const at::Tensor& tensor, bool rows_matter) {
   if (is_dense(tensor, rows_matter)) return tensor;
-  kept_.push_back(tensor.contiguous());
-  return kept_.back();
+  return kept_.emplace_back(tensor.contiguous());
 }
 
-at::Tensor Staging::dense_for_write(const at::Tensor& tensor, bool rows_matter) {
-  at::Tensor copy = dense(tensor, rows_matter);
-  if (!copy.is_same(tensor)) to_write_.emplace_back(tensor, copy);
+const at::Tensor& Staging::dense_for_write(const at::Tensor& tensor, bool rows_matter) {
+  const at::Tensor& copy = dense(tensor, rows_matter);
+  if (&copy != &tensor) write_later(tensor, copy);
   return copy;
+}
+
+void Staging::write_later(const at::Tensor& target, const at::Tensor& copy) {
+  TORCH_CHECK(
+      at::has_internal_overlap(target) != at::MemOverlap::Yes,
+      "cannot update a tensor of shape ", target.sizes(), " and strides ", target.strides(),
+      ": several of its elements share one memory location (it was expanded); clone() it");
+  to_write_.emplace_back(target, copy);
 }
 
 void Staging::write_back() {
@@ -163,65 +174,68 @@ void Staging::write_back() {
 
 std::vector<TensorArgs> view_grads(
     at::TensorList grads, at::IntArrayRef group_sizes, at::IntArrayRef centralize,
-    at::DeviceType device, Staging& staging) {
+    c10::DeviceType device_type, Staging& staging) {
+  static const std::string op = "grad_statistics";
   TORCH_CHECK_VALUE(
-      group_sizes.size() == centralize.size(), "grad_statistics: expected ", group_sizes.size(),
+      group_sizes.size() == centralize.size(), op, ": expected ", group_sizes.size(),
       " values of centralize, got ", centralize.size());
   std::vector<TensorArgs> views(grads.size());
-  size_t i = 0;
   int64_t row = 0;
-  for (size_t g = 0; g < group_sizes.size(); ++g) {
-    for (int64_t k = 0; k < group_sizes[g]; ++k, ++i) {
-      TORCH_CHECK_VALUE(i < grads.size(), "grad_statistics: group_sizes exceed ", grads.size());
-      check_tensor(grads[i], "gradient", i, device);
-      TensorArgs& view = views[i];
-      view.numel = grads[i].numel();
-      view.group = static_cast<int64_t>(g);
-      view.row_length = row_length_if_centralized(grads[i], centralize[g]);
-      view.first_row = row;
-      if (view.row_length > 0) row += grads[i].size(0);
-      view.grad = memory_of(staging.dense(grads[i], view.row_length > 0));
-    }
-  }
-  TORCH_CHECK_VALUE(
-      i == grads.size(), "grad_statistics: group_sizes sum to ", i, " of ", grads.size(), " grads");
+  for_each_tensor(op, grads.size(), group_sizes, [&](size_t i, size_t g) {
+    const at::Tensor& grad = grads[i];
+    check_tensor({op, "gradient", i}, grad, grad.sizes(), device_of(grad, device_type));
+    TensorArgs& view = views[i];
+    view.numel = grad.numel();
+    view.group = static_cast<int64_t>(g);
+    view.row_length = row_length_if_centralized(grad, centralize[g]);
+    view.first_row = row;
+    if (view.row_length > 0) row += grad.size(0);
+    view.grad = memory_of(staging.dense(grad, view.row_length > 0));
+  });
   return views;
 }
 
 std::vector<TensorArgs> view_step(
     const std::string& op, const StepRequest& r, int64_t n_states, int64_t n_hyper,
-    at::DeviceType device, Staging& staging) {
-  check_request(op, r, n_states, n_hyper, device);
+    c10::DeviceType device_type, Staging& staging) {
+  check_lengths(op, r, n_states, n_hyper);
   std::vector<TensorArgs> views(r.params.size());
-  size_t i = 0, model = 0;
+  size_t model = 0;
   int64_t row = 0;
-  for (size_t g = 0; g < r.group_sizes.size(); ++g) {
-    for (int64_t k = 0; k < r.group_sizes[g]; ++k, ++i) {
-      TORCH_CHECK_VALUE(i < views.size(), op, ": group_sizes exceed ", views.size(), " parameters");
-      TensorArgs& view = views[i];
-      view.numel = r.params[i].numel();
-      view.group = static_cast<int64_t>(g);
-      view.row_length = row_length_if_centralized(r.params[i], r.centralize[g]);
-      view.first_row = row;
-      if (view.row_length > 0) row += r.params[i].size(0);
-      const at::Tensor param = staging.dense_for_write(r.params[i], view.row_length > 0);
-      view.param = memory_of(param);
-      view.grad = memory_of(staging.read_like(r.grads[i], param));
-      for (int64_t s = 0; s < n_states; ++s) {
-        view.states[s] = memory_of(staging.write_like(r.states[i * n_states + s], param));
-      }
-      if (model < r.model_index.size() && r.model_index[model] == static_cast<int64_t>(i)) {
-        view.model = memory_of(staging.write_like(r.model_params[model++], param));
-      }
-      if (!r.steps.empty()) {
-        view.step = r.steps[i].mutable_data_ptr();
-        view.step_is_double = r.steps[i].scalar_type() == at::kDouble;
-      }
+  for_each_tensor(op, views.size(), r.group_sizes, [&](size_t i, size_t g) {
+    const at::Tensor& original = r.params[i];
+    const c10::Device device = device_of(original, device_type);
+    const at::IntArrayRef sizes = original.sizes();
+    check_tensor({op, "parameter", i}, original, sizes, device);
+    check_tensor({op, "the gradient of parameter", i}, r.grads[i], sizes, device);
+    TensorArgs& view = views[i];
+    view.numel = original.numel();
+    view.group = static_cast<int64_t>(g);
+    view.row_length = row_length_if_centralized(original, r.centralize[g]);
+    view.first_row = row;
+    if (view.row_length > 0) row += sizes[0];
+    const at::Tensor& param = staging.dense_for_write(original, view.row_length > 0);
+    view.param = memory_of(param);
+    view.grad = memory_of(staging.read_like(r.grads[i], param));
+    for (int64_t k = 0; k < n_states; ++k) {
+      const at::Tensor& state = r.states[i * n_states + k];
+      check_tensor({op, "a state of parameter", i}, state, sizes, device);
+      view.states[k] = memory_of(staging.write_like(state, param));
     }
-  }
+    if (model < r.model_index.size() && r.model_index[model] == static_cast<int64_t>(i)) {
+      const at::Tensor& copy = r.model_params[model++];
+      check_tensor({op, "the model copy of parameter", i}, copy, sizes, device);
+      view.model = memory_of(staging.write_like(copy, param));
+    }
+    if (!r.steps.empty()) {
+      check_step(op, r.steps[i], i, device);
+      view.step = r.steps[i].mutable_data_ptr();
+      view.step_is_double = r.steps[i].scalar_type() == at::kDouble;
+    }
+  });
   TORCH_CHECK_VALUE(
-      i == views.size(), op, ": group_sizes sum to ", i, " of ", views.size(), " parameters");
-  TORCH_CHECK_VALUE(model == r.model_index.size(), op, ": expected model_index to increase");
+      model == r.model_index.size(), op, ": expected model_index to increase and to be below ",
+      views.size(), ", got ", r.model_index);
   const int64_t n_means = r.row_means.has_value() ? r.row_means->numel() : 0;
   TORCH_CHECK_VALUE(n_means == row, op, ": expected ", row, " row_means, got ", n_means);
   return views;

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <deque>
 #include <optional>
 #include <string>
 #include <utility>
@@ -59,15 +60,17 @@ struct TensorArgs {
 class Staging {
  public:
   // `tensor` itself if it is dense like `like`, else a copy of it in that layout.
-  at::Tensor read_like(const at::Tensor& tensor, const at::Tensor& like);
+  const at::Tensor& read_like(const at::Tensor& tensor, const at::Tensor& like);
   // The same for a tensor that is written: the copy goes back in write_back().
-  at::Tensor write_like(const at::Tensor& tensor, const at::Tensor& like);
-  at::Tensor dense(const at::Tensor& tensor, bool rows_matter);
-  at::Tensor dense_for_write(const at::Tensor& tensor, bool rows_matter);
+  const at::Tensor& write_like(const at::Tensor& tensor, const at::Tensor& like);
+  const at::Tensor& dense(const at::Tensor& tensor, bool rows_matter);
+  const at::Tensor& dense_for_write(const at::Tensor& tensor, bool rows_matter);
   void write_back();
 
  private:
-  std::vector<at::Tensor> kept_;
+  void write_later(const at::Tensor& target, const at::Tensor& copy);
+
+  std::deque<at::Tensor> kept_;  // a deque, because references into it are given away
   std::vector<std::pair<at::Tensor, at::Tensor>> to_write_;
 };
 
@@ -80,11 +83,11 @@ double scalar_or(const std::optional<at::Tensor>& tensor, double otherwise);
 // Views of gradients alone, for the statistics sweep.
 std::vector<TensorArgs> view_grads(
     at::TensorList grads, at::IntArrayRef group_sizes, at::IntArrayRef centralize,
-    at::DeviceType device, Staging& staging);
+    c10::DeviceType device_type, Staging& staging);
 
 // Views of everything, for the update sweep. `n_states` and `n_hyper` are the functor's.
 std::vector<TensorArgs> view_step(
     const std::string& op, const StepRequest& request, int64_t n_states, int64_t n_hyper,
-    at::DeviceType device, Staging& staging);
+    c10::DeviceType device_type, Staging& staging);
 
 }  // namespace fusedtricks

@@ -136,7 +136,9 @@ def test_gradient_of_another_dtype(
         ours.step()
         transform_by_hand(oracle, None, 0.9, 2)
         case.torch_step(theirs)
-    assert_same(params, oracle, torch.float32 if grad_dtype == torch.float32 == dtype else dtype)
+    # The mean of a gradient is exact to its own precision, float32 for 16 bits.
+    is_narrower = dtype == torch.float64 != grad_dtype
+    assert_same(params, oracle, torch.float32 if is_narrower else dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -292,7 +294,8 @@ def test_instruction_sets_give_the_same_bits(
         assert ops.native.build_info()["isa"] == name
         results.append(_trajectory(case, dtype))
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        # NaN is equal to NaN: square_avg - grad_avg^2 in 16 bits may be negative, as in torch.
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", MAIN_CASES, ids=lambda case: case.name)

@@ -29,15 +29,27 @@ ConvertFn from_compute(DType to, Isa isa) {
 }
 
 template <typename T>
+using TransformFn = void (*)(
+    const GradTransform<T>* args, const double* means, int64_t row_length, int64_t at,
+    const void* from, T* to, int64_t n);
+
+template <typename T>
+TransformFn<T> transform_for(DType from, Isa isa) {
+  switch (from) {
+    case DType::kFloat32: return compiled_for<TransformGrad<float, T>>(isa);
+    case DType::kFloat64: return compiled_for<TransformGrad<double, T>>(isa);
+    case DType::kBFloat16: return compiled_for<TransformGrad<BFloat16, T>>(isa);
+    default: return compiled_for<TransformGrad<Float16, T>>(isa);
+  }
+}
+
+template <typename T>
 inline constexpr DType kComputeType = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
 
 // All 16-bit and 32-bit data is computed in float, float64 in double.
 inline bool computes_in_double(DType dtype) { return dtype == DType::kFloat64; }
 
-inline const char* at_element(const Memory& memory, int64_t index) {
-  return static_cast<const char*>(memory.data) + index * element_size(memory.dtype);
-}
-inline char* at_element(Memory& memory, int64_t index) {
+inline char* at_element(const Memory& memory, int64_t index) {
   return static_cast<char*>(memory.data) + index * element_size(memory.dtype);
 }
 

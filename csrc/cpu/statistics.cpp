@@ -19,44 +19,32 @@ struct Sweep {
   double* row_sums;
 };
 
-// Accumulates [begin, end) of one gradient, converting tile by tile where it is stored in 16 bits.
 template <typename T>
-Sums accumulate(const TensorArgs& view, int64_t begin, int64_t end, const Sweep& sweep) {
-  const auto run = compiled_for<Accumulate<T>>(sweep.isa);
-  const auto inv_scale = static_cast<T>(sweep.inv_scale);
-  const auto limit = static_cast<T>(sweep.limit);
-  Sums total;
-  if (view.grad.dtype == kComputeType<T>) {
-    run(reinterpret_cast<const T*>(at_element(view.grad, begin)), end - begin, inv_scale, limit,
-        &total);
-    return total;
+using AccumulateFn = void (*)(
+    const void* x, int64_t n_rows, int64_t row_length, T inv_scale, T limit, double* row_sums,
+    Sums* total);
+
+template <typename T>
+AccumulateFn<T> accumulate_for(DType dtype, Isa isa) {
+  switch (dtype) {
+    case DType::kFloat64: return compiled_for<Accumulate<double, T>>(isa);
+    case DType::kBFloat16: return compiled_for<Accumulate<BFloat16, T>>(isa);
+    case DType::kFloat16: return compiled_for<Accumulate<Float16, T>>(isa);
+    default: return compiled_for<Accumulate<float, T>>(isa);
   }
-  const ConvertFn load = to_compute<T>(view.grad.dtype, sweep.isa);
-  alignas(64) T tile[kTileElements];
-  for (int64_t at = begin; at < end; at += kTileElements) {
-    const int64_t n = std::min(kTileElements, end - at);
-    load(at_element(view.grad, at), tile, n);
-    Sums sums;
-    run(tile, n, inv_scale, limit, &sums);
-    total.sum += sums.sum;
-    total.squares += sums.squares;
-    total.poison += sums.poison;
-  }
-  return total;
 }
 
-// The partial result of one work item; whole rows go straight to row_sums.
+// The partial result of one work item; sums of whole rows go straight to row_sums.
 template <typename T>
 Sums sweep_item(const TensorArgs& view, const WorkItem& item, const Sweep& sweep) {
   const bool has_whole_rows = view.row_length > 0 && view.row_length <= kItemElements;
-  if (!has_whole_rows) return accumulate<T>(view, item.begin, item.end, sweep);
+  const int64_t length = has_whole_rows ? view.row_length : item.end - item.begin;
+  double* const row_sums =
+      has_whole_rows ? sweep.row_sums + view.first_row + item.begin / length : nullptr;
   Sums total;
-  for (int64_t at = item.begin; at < item.end; at += view.row_length) {
-    const Sums row = accumulate<T>(view, at, at + view.row_length, sweep);
-    sweep.row_sums[view.first_row + at / view.row_length] = row.sum;
-    total.squares += row.squares;
-    total.poison += row.poison;
-  }
+  accumulate_for<T>(view.grad.dtype, sweep.isa)(
+      at_element(view.grad, item.begin), (item.end - item.begin) / length, length,
+      static_cast<T>(sweep.inv_scale), static_cast<T>(sweep.limit), row_sums, &total);
   return total;
 }
 
@@ -88,10 +76,9 @@ std::tuple<at::Tensor, at::Tensor> grad_statistics(
                                                          : sweep_item<float>(view, item, sweep);
   });
 
-  double squares = 0, poison = 0;
+  Sums total;
   for (size_t i = 0; i < partial.size(); ++i) {
-    squares += partial[i].squares;
-    poison += partial[i].poison;
+    total += partial[i];
     const WorkItem& item = list.items[i];
     const TensorArgs& view = views[item.tensor];
     if (view.row_length > kItemElements) {
@@ -103,8 +90,8 @@ std::tuple<at::Tensor, at::Tensor> grad_statistics(
     for (int64_t r = 0; r < n; ++r) rows[view.first_row + r] /= view.row_length;
   }
   at::Tensor totals = at::empty({2}, at::kDouble);
-  totals.mutable_data_ptr<double>()[0] = squares;
-  totals.mutable_data_ptr<double>()[1] = poison == 0 ? 0 : 1;
+  totals.mutable_data_ptr<double>()[0] = total.squares;
+  totals.mutable_data_ptr<double>()[1] = total.nonfinite ? 1 : 0;
   return {row_means, totals};
 }
 

@@ -30,7 +30,8 @@ struct alignas(64) Constants {
 
 struct Sweep {
   double inv_scale, limit, coefficient;
-  bool transforms;
+  bool rescales;    // unscales or clips by value
+  bool transforms;  // changes the gradient in any way
   const double* row_means;
   Isa isa;
   std::vector<Group> groups;
@@ -65,70 +66,50 @@ void add_tasks(const std::vector<TensorArgs>& views, Sweep& sweep) {
   }
 }
 
-// Converts and transforms the gradient of [at, at + n) into `tile`, row by row if it is centralized.
-template <typename T>
-void stage_grad(const Task& task, const Sweep& sweep, int64_t at, int64_t n, T* tile) {
-  const TensorArgs& view = *task.view;
-  const T* source = reinterpret_cast<const T*>(at_element(view.grad, at));
-  if (view.grad.dtype != kComputeType<T>) {
-    to_compute<T>(view.grad.dtype, sweep.isa)(at_element(view.grad, at), tile, n);
-    source = tile;
-  }
-  const GradTransform<T> args{
-      static_cast<T>(sweep.inv_scale), static_cast<T>(sweep.limit),
-      static_cast<T>(sweep.coefficient * task.group->sign)};
-  const auto run = compiled_for<TransformGrad<T>>(sweep.isa);
-  if (view.row_length == 0) {
-    run(&args, T{0}, source, tile, n);
-    return;
-  }
-  for (int64_t done = 0; done < n;) {
-    const int64_t row = (at + done) / view.row_length;
-    const int64_t length = std::min((row + 1) * view.row_length - at, n) - done;
-    const T mean = static_cast<T>(sweep.row_means[view.first_row + row]);
-    run(&args, mean, source + done, tile + done, length);
-    done += length;
-  }
-}
-
+// One tensor's part of a work item, in tiles where something is converted or transformed.
 template <typename T>
 void update_item(const Task& task, const WorkItem& item, const Sweep& sweep) {
-  TensorArgs view = *task.view;
-  const int n_states = task.group->variant.n_states;
+  const TensorArgs& view = *task.view;
+  const int n_values = task.group->variant.n_states + 1;
   const void* const constants = sweep.constants[task.constants].bytes;
   const auto update = task.group->variant.template kernel<T>().update;
+  const auto stage_grad = transform_for<T>(view.grad.dtype, sweep.isa);
+  const GradTransform<T> grad_args{
+      static_cast<T>(sweep.inv_scale), static_cast<T>(sweep.limit),
+      static_cast<T>(sweep.coefficient * task.group->sign), sweep.rescales};
+  const double* const means =
+      view.row_length > 0 ? sweep.row_means + view.first_row : nullptr;
   alignas(64) T grad_tile[kTileElements];
   alignas(64) T tiles[kMaxStates + 1][kTileElements];
 
+  // The parameter and the states, all treated alike.
+  const std::array<Memory, kMaxStates + 1> memory{
+      view.param, view.states[0], view.states[1], view.states[2]};
+  bool converts = false;
+  for (int k = 0; k < n_values; ++k) converts |= memory[k].dtype != kComputeType<T>;
   const bool stages_grad =
       sweep.transforms || task.group->sign < 0 || view.grad.dtype != kComputeType<T>;
-  // The parameter and the states, all treated alike.
-  std::array<Memory, kMaxStates + 1> memory{view.param};
-  bool stages = stages_grad || view.model.data != nullptr || view.param.dtype != kComputeType<T>;
-  for (int k = 0; k < n_states; ++k) {
-    memory[k + 1] = view.states[k];
-    stages |= view.states[k].dtype != kComputeType<T>;
-  }
+  const bool stages = stages_grad || converts || view.model.data != nullptr;
   const int64_t tile = stages ? kTileElements : item.end - item.begin;
 
   for (int64_t at = item.begin; at < item.end; at += tile) {
     const int64_t n = std::min(tile, item.end - at);
     const T* grad = reinterpret_cast<const T*>(at_element(view.grad, at));
     if (stages_grad) {
-      stage_grad<T>(task, sweep, at, n, grad_tile);
+      stage_grad(&grad_args, means, view.row_length, at, grad, grad_tile, n);
       grad = grad_tile;
     }
     std::array<T*, kMaxStates + 1> values{};
-    for (int k = 0; k <= n_states; ++k) {
+    for (int k = 0; k < n_values; ++k) {
       values[k] = reinterpret_cast<T*>(at_element(memory[k], at));
       if (memory[k].dtype == kComputeType<T>) continue;
+      to_compute<T>(memory[k].dtype, sweep.isa)(values[k], tiles[k], n);
       values[k] = tiles[k];
-      to_compute<T>(memory[k].dtype, sweep.isa)(at_element(memory[k], at), tiles[k], n);
     }
     update(constants, grad, values[0], values.data() + 1, n);
-    for (int k = 0; k <= n_states; ++k) {
+    for (int k = 0; k < n_values; ++k) {
       if (memory[k].dtype == kComputeType<T>) continue;
-      from_compute<T>(memory[k].dtype, sweep.isa)(tiles[k], at_element(memory[k], at), n);
+      from_compute<T>(memory[k].dtype, sweep.isa)(values[k], at_element(memory[k], at), n);
     }
     if (view.model.data != nullptr) {
       from_compute<T>(view.model.dtype, sweep.isa)(values[0], at_element(view.model, at), n);
@@ -182,8 +163,9 @@ void step(const Algorithm& algorithm, const StepRequest& request) {
   sweep.coefficient = scalar_or(request.coefficient, 1);
   sweep.row_means =
       request.row_means.has_value() ? request.row_means->const_data_ptr<double>() : nullptr;
-  sweep.transforms = request.grad_scale.has_value() || request.clip_value.has_value() ||
-      request.coefficient.has_value() || (request.row_means && request.row_means->numel() > 0);
+  sweep.rescales = sweep.inv_scale != 1 || request.clip_value.has_value();
+  sweep.transforms = sweep.rescales || request.coefficient.has_value() ||
+      (request.row_means && request.row_means->numel() > 0);
   add_tasks(views, sweep);
 
   std::vector<Extent> extents;

@@ -15,6 +15,7 @@ struct GradTransform {
   T inv_scale;    // 1 / loss scale
   T limit;        // clip by value, +inf when off
   T coefficient;  // min(1, max_norm / (norm + 1e-6)), negative to maximize
+  bool rescales;  // false if inv_scale is 1 and limit is off
 };
 
 // The comparisons are false for NaN, which therefore passes through as in torch.clamp.
@@ -26,9 +27,10 @@ FT_HOST_DEVICE V unscale_and_clamp(V grad, T inv_scale, T limit) {
   return grad < -limit ? V{} - limit : grad;
 }
 
-template <typename T>
+template <bool kRescales, typename T>
 FT_HOST_DEVICE T transform(const GradTransform<T>& t, T grad, T row_mean) {
-  return (unscale_and_clamp(grad, t.inv_scale, t.limit) - row_mean) * t.coefficient;
+  if constexpr (kRescales) grad = unscale_and_clamp(grad, t.inv_scale, t.limit);
+  return (grad - row_mean) * t.coefficient;
 }
 
 }  // namespace fusedtricks
