@@ -38,8 +38,10 @@ def extension_arguments() -> dict:
     if not has_compiler():
         if mode == "1":
             sys.exit("FUSEDTRICKS_CPP=1: no C++ compiler found; install g++ or set CXX")
-        print("fusedtricks: no C++ compiler found, installing without the CPU backend",
-              file=sys.stderr)
+        print(
+            "fusedtricks: no C++ compiler found, installing without the CPU backend",
+            file=sys.stderr,
+        )
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 

@@ -79,9 +79,9 @@ PYBIND11_MODULE(_C, module) {
       .def_readonly("norm", &StepResult::norm)
       .def_readonly("nonfinite", &StepResult::nonfinite);
   py::class_<Plan>(module, "Plan", "The tensors of one optimizer, gathered once.")
-      .def(py::init<const std::string&>(), py::arg("op"))
+      .def(py::init<const std::string&, size_t>(), py::arg("op"), py::arg("n_groups"))
       .def("add", &Plan::add, py::arg("param"), py::arg("group"))
-      .def("bind", &Plan::bind, py::arg("batch"), py::arg("updated"), py::arg("states"),
+      .def("bind", &Plan::bind, py::arg("batch"), py::arg("master"), py::arg("states"),
            py::arg("step"), py::arg("owner"), py::arg("watched"))
       .def("seal", &Plan::seal, py::arg("state"))
       .def(

@@ -27,12 +27,12 @@ c10::OperatorHandle find_op(const std::string& name) {
 
 // Walks a dict in its own order and tells whether the watched pairs appear in it, in their order.
 bool contains_in_order(
-    PyObject* dict, const std::vector<std::pair<py::object, py::object>>& watched) {
+    PyObject* dict, const std::vector<std::pair<PyObject*, py::object>>& watched) {
   PyObject *key = nullptr, *value = nullptr;
   Py_ssize_t position = 0;
   size_t found = 0;
   while (found < watched.size() && PyDict_Next(dict, &position, &key, &value)) {
-    if (key != watched[found].first.ptr()) continue;
+    if (key != watched[found].first) continue;
     if (value != watched[found].second.ptr()) return false;
     ++found;
   }
@@ -41,13 +41,11 @@ bool contains_in_order(
 
 // The pairs of `dict` for which `wanted(key)` is true, in the dict's order.
 template <class Wanted>
-std::vector<std::pair<py::object, py::object>> pick(const py::dict& dict, const Wanted& wanted) {
-  std::vector<std::pair<py::object, py::object>> pairs;
+std::vector<std::pair<PyObject*, py::object>> pick(const py::dict& dict, const Wanted& wanted) {
+  std::vector<std::pair<PyObject*, py::object>> pairs;
   for (auto item : dict) {
     if (!wanted(item.first)) continue;
-    pairs.emplace_back(
-        py::reinterpret_borrow<py::object>(item.first),
-        py::reinterpret_borrow<py::object>(item.second));
+    pairs.emplace_back(item.first.ptr(), py::reinterpret_borrow<py::object>(item.second));
   }
   return pairs;
 }
@@ -58,24 +56,24 @@ void bump_version(const at::Tensor& tensor) {
 
 }  // namespace
 
-Plan::Plan(const std::string& op) : op_(find_op(op)) {}
+Plan::Plan(const std::string& op, size_t n_groups) : op_(find_op(op)), n_groups_(n_groups) {}
 
 void Plan::add(const py::object& param, int64_t group) {
-  Entry& entry = entries_.emplace_back();
-  entry.object = param;
-  entry.param = param.cast<at::Tensor>();
-  entry.dtype = entry.param.scalar_type();
-  entry.group = group;
-  n_groups_ = std::max(n_groups_, static_cast<size_t>(group) + 1);
+  const auto tensor = param.cast<at::Tensor>();
+  entries_.push_back(
+      {.object = param.ptr(),
+       .impl = c10::weak_intrusive_ptr<c10::TensorImpl>(tensor.getIntrusivePtr()),
+       .dtype = tensor.scalar_type(),
+       .group = group});
 }
 
 void Plan::bind(
-    int64_t batch, const at::Tensor& updated, std::vector<at::Tensor> states,
+    int64_t batch, std::optional<at::Tensor> master, std::vector<at::Tensor> states,
     std::optional<at::Tensor> step, const std::optional<py::dict>& owner,
     const std::vector<std::string>& watched) {
   Entry& entry = entries_.back();
   entry.batch = batch;
-  entry.updated = updated;
+  entry.master = std::move(master);
   entry.states = std::move(states);
   entry.step = std::move(step);
   entry.bound = true;
@@ -92,15 +90,13 @@ void Plan::bind(
 void Plan::seal(const py::dict& state) {
   std::unordered_set<PyObject*> keys;
   for (const Entry& entry : entries_) {
-    if (entry.owner) keys.insert(entry.object.ptr());
+    if (entry.owner) keys.insert(entry.object);
   }
   state_ = pick(state, [&](py::handle key) { return keys.count(key.ptr()) > 0; });
 }
 
-void Plan::Batch::clear(size_t n_groups) {
-  for (auto* list : {&params, &states, &models, &steps}) list->clear();
-  model_index.clear();
-  group_sizes.assign(n_groups, 0);
+void Plan::Batch::release() {
+  for (auto* list : {&params, &grads, &models}) list->clear();
 }
 
 bool Plan::same_state(const py::dict& state) const {
@@ -111,32 +107,45 @@ bool Plan::same_state(const py::dict& state) const {
   return true;
 }
 
-// Whether the plan still fits the entry's parameter and gradient. Shapes are checked by the ops.
-bool Plan::fits(const Entry& entry, const at::Tensor& grad) const {
-  return entry.bound && entry.param.scalar_type() == entry.dtype &&
-      grad.device() == entry.param.device() && grad.sizes() == entry.param.sizes() &&
-      grad.layout() == at::kStrided && has_supported_dtype(grad) &&
-      !grad.unsafeGetTensorImpl()->is_python_dispatch();
+// Adds a parameter and its gradient, if it has one, to its batch; false if the plan no longer fits.
+// Shapes of states are checked by the ops.
+bool Plan::take(Entry& entry, const at::Tensor& param) {
+  const at::Tensor& grad = param.grad();
+  entry.takes_part = grad.defined();
+  if (!entry.takes_part) return true;
+  if (!entry.bound || param.scalar_type() != entry.dtype || grad.layout() != at::kStrided ||
+      !has_supported_dtype(grad) || grad.device() != param.device() ||
+      grad.sizes() != param.sizes() || grad.unsafeGetTensorImpl()->is_python_dispatch()) {
+    return false;
+  }
+  Batch& batch = batches_[entry.batch];
+  batch.grads.push_back(grad);
+  batch.params.push_back(entry.master.has_value() ? *entry.master : param);
+  if (entry.master.has_value()) batch.models.push_back(param);
+  return true;
 }
 
-// Fills the lists of all batches but `grads` with the entries that take part.
+// Fills what stays from step to step with the entries that take part.
 void Plan::refill() {
-  for (Batch& batch : batches_) batch.clear(n_groups_);
+  for (Batch& batch : batches_) {
+    batch.states.clear();
+    batch.steps.clear();
+    batch.model_index.clear();
+    batch.group_sizes.assign(n_groups_, 0);
+  }
+  std::vector<int64_t> sizes(batches_.size(), 0);
   for (const Entry& entry : entries_) {
     if (!entry.takes_part) continue;
     Batch& batch = batches_[entry.batch];
-    if (!entry.updated.is_same(entry.param)) {
-      batch.model_index.push_back(static_cast<int64_t>(batch.params.size()));
-      batch.models.push_back(entry.param);
-    }
-    batch.params.push_back(entry.updated);
+    const int64_t index = sizes[entry.batch]++;
+    if (entry.master.has_value()) batch.model_index.push_back(index);
     batch.states.insert(batch.states.end(), entry.states.begin(), entry.states.end());
     if (entry.step.has_value()) batch.steps.push_back(*entry.step);
     ++batch.group_sizes[entry.group];
   }
 }
 
-// Collects the gradients; false if the plan is stale.
+// Collects parameters and gradients; false if the plan is stale.
 bool Plan::gather(const py::list& param_groups, const py::dict& state) {
   if (param_groups.size() != n_groups_ || !same_state(state)) return false;
   size_t next = 0;
@@ -147,17 +156,13 @@ bool Plan::gather(const py::list& param_groups, const py::dict& state) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i, ++next) {
       if (next >= entries_.size()) return false;
       Entry& entry = entries_[next];
+      if (PyList_GET_ITEM(params, i) != entry.object) return false;
+      const at::Tensor& param = THPVariable_Unpack(entry.object);
       // torch.utils.swap_tensors gives a Python parameter another TensorImpl.
-      if (PyList_GET_ITEM(params, i) != entry.object.ptr() ||
-          !THPVariable_Unpack(entry.object.ptr()).is_same(entry.param)) {
-        return false;
-      }
-      const at::Tensor& grad = entry.param.grad();
-      changed |= grad.defined() != entry.takes_part;
-      entry.takes_part = grad.defined();
-      if (!grad.defined()) continue;
-      if (!fits(entry, grad)) return false;
-      batches_[entry.batch].grads.push_back(grad);
+      if (param.unsafeGetTensorImpl() != entry.impl._unsafe_get_target()) return false;
+      const bool took_part = entry.takes_part;
+      if (!take(entry, param)) return false;
+      changed |= entry.takes_part != took_part;
     }
   }
   if (changed) refill();
@@ -171,7 +176,7 @@ StepResult Plan::step(
   struct Release {
     std::vector<Batch>& batches;
     ~Release() {
-      for (Batch& batch : batches) batch.grads.clear();
+      for (Batch& batch : batches) batch.release();
     }
   } release{batches_};
   if (!gather(param_groups, state)) return {};

@@ -48,13 +48,13 @@ struct StepResult {
 
 class Plan {
  public:
-  explicit Plan(const std::string& op);
+  Plan(const std::string& op, size_t n_groups);
 
   // One call per parameter of every group, in order; `bind` gives the last one its tensors.
   void add(const py::object& param, int64_t group);
-  // `updated` is the parameter or its fp32 master; `owner` the dict that holds `watched` keys.
+  // `master` takes the parameter's place in the update; `owner` is the dict of `watched` keys.
   void bind(
-      int64_t batch, const at::Tensor& updated, std::vector<at::Tensor> states,
+      int64_t batch, std::optional<at::Tensor> master, std::vector<at::Tensor> states,
       std::optional<at::Tensor> step, const std::optional<py::dict>& owner,
       const std::vector<std::string>& watched);
   void seal(const py::dict& state);
@@ -64,32 +64,37 @@ class Plan {
       const StepOptions& options);
 
  private:
-  using Watched = std::pair<py::object, py::object>;  // key and value, compared by identity
+  // Key and value in a dict, compared by identity. Keys are borrowed, values owned.
+  using Watched = std::pair<PyObject*, py::object>;
 
+  // Parameters are not owned: Python's garbage collector cannot look in here, so that a parameter
+  // with a reference to its optimizer would never be freed. The weak pointer keeps another tensor
+  // from getting the address.
   struct Entry {
-    py::object object;
-    at::Tensor param, updated;
-    std::optional<at::Tensor> step;
+    PyObject* object;
+    c10::weak_intrusive_ptr<c10::TensorImpl> impl;
+    at::ScalarType dtype;
+    std::optional<at::Tensor> master, step;
     std::vector<at::Tensor> states;
     py::object owner;
     std::vector<Watched> watched;
-    at::ScalarType dtype;
     int64_t group = 0, batch = 0;
     bool bound = false;
     bool takes_part = false;  // had a gradient in the last step
   };
 
-  // The argument lists of one op call. All but `grads` stay from step to step.
+  // The argument lists of one op call. States and what follows stay from step to step.
   struct Batch {
-    std::vector<at::Tensor> params, grads, states, models, steps;
+    std::vector<at::Tensor> params, grads, models;
+    std::vector<at::Tensor> states, steps;
     std::vector<int64_t> model_index, group_sizes;
     at::Tensor row_means;
-    void clear(size_t n_groups);
+    void release();
   };
 
   bool gather(const py::list& param_groups, const py::dict& state);
   bool same_state(const py::dict& state) const;
-  bool fits(const Entry& entry, const at::Tensor& grad) const;
+  bool take(Entry& entry, const at::Tensor& param);
   void refill();
   StepResult run(const GroupValues& values, const StepOptions& options);
 
@@ -98,7 +103,7 @@ class Plan {
   std::vector<Watched> state_;
   std::vector<Batch> batches_;
   std::vector<at::Tensor> lr_;
-  size_t n_groups_ = 0;
+  size_t n_groups_;
 };
 
 }  // namespace fusedtricks

@@ -132,6 +132,19 @@ int64_t row_length_if_centralized(const at::Tensor& tensor, int64_t smallest_ndi
   return tensor.numel() / tensor.size(0);
 }
 
+void check_doubles(
+    const std::string& name, const std::optional<at::Tensor>& tensor, int64_t numel,
+    c10::DeviceType device_type) {
+  const int64_t got = tensor.has_value() ? tensor->numel() : 0;
+  TORCH_CHECK_VALUE(got == numel, name, ": expected ", numel, " elements, got ", got);
+  if (got == 0) return;
+  TORCH_CHECK_VALUE(
+      tensor->scalar_type() == at::kDouble && tensor->is_contiguous() &&
+          tensor->device().type() == device_type,
+      name, ": expected contiguous float64 on ", device_type, ", got ", tensor->scalar_type(), " on ",
+      tensor->device(), " with strides ", tensor->strides());
+}
+
 double scalar_or(const std::optional<at::Tensor>& tensor, double otherwise) {
   return tensor.has_value() ? tensor->item<double>() : otherwise;
 }
@@ -236,8 +249,7 @@ std::vector<TensorArgs> view_step(
   TORCH_CHECK_VALUE(
       model == r.model_index.size(), op, ": expected model_index to increase and to be below ",
       views.size(), ", got ", r.model_index);
-  const int64_t n_means = r.row_means.has_value() ? r.row_means->numel() : 0;
-  TORCH_CHECK_VALUE(n_means == row, op, ": expected ", row, " row_means, got ", n_means);
+  check_doubles(op + ": row_means", r.row_means, row, device_type);
   return views;
 }
 

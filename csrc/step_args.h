@@ -77,6 +77,10 @@ class Staging {
 bool has_supported_dtype(const at::Tensor& tensor);
 bool same_layout(const at::Tensor& a, const at::Tensor& b);
 int64_t row_length_if_centralized(const at::Tensor& tensor, int64_t smallest_ndim);
+// Raises unless `tensor` has `numel` contiguous float64 elements on the device; none is 0 elements.
+void check_doubles(
+    const std::string& name, const std::optional<at::Tensor>& tensor, int64_t numel,
+    c10::DeviceType device_type);
 // The value of a one-element tensor, `otherwise` if there is none.
 double scalar_or(const std::optional<at::Tensor>& tensor, double otherwise);
 

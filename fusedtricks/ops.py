@@ -42,7 +42,9 @@ def _grad_statistics_fake(
     grad_scale: Tensor | None,
     clip_value: float | None,
 ) -> tuple[Tensor, Tensor]:
-    smallest_ndims = [c for c, size in zip(centralize, group_sizes, strict=True) for _ in range(size)]
+    smallest_ndims = [
+        c for c, size in zip(centralize, group_sizes, strict=True) for _ in range(size)
+    ]
     n_rows = sum(
         g.shape[0]
         for g, ndim in zip(grads, smallest_ndims, strict=True)

@@ -57,7 +57,8 @@ def centralize_ndim(mode: bool | str) -> int:
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    keeps_its_own = dtype.is_complex or dtype in (torch.float32, torch.float64)
+    return dtype if keeps_its_own else torch.float32
 
 
 def _values(grad: Tensor) -> Tensor:
@@ -68,7 +69,9 @@ def _with_values(grad: Tensor, values: Tensor) -> Tensor:
     if not grad.is_sparse:
         return values
     grad = grad.coalesce()
-    return torch.sparse_coo_tensor(grad.indices(), values, grad.shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(
+        grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _global_norm(grads: Sequence[Tensor]) -> Tensor:
@@ -95,17 +98,15 @@ def transform(
     for entry in entries:
         grad = entry.grad.to(_compute_dtype(entry.param.dtype))
         values = _values(grad)
+        if options.skips_nonfinite or options.wants_flag:
+            flags.append((~torch.isfinite(_values(entry.grad))).any().float())
         if options.grad_scale is not None:
             values = values / options.grad_scale.to(values.device)
-        if options.skips_nonfinite or options.wants_flag:
-            flags.append((~torch.isfinite(values)).any().float())
         if options.clip_value is not None:
             values = values.clamp(-options.clip_value, options.clip_value)
         grads.append(_with_values(grad, values))
     norm = nonfinite = None
-    if options.max_norm is not None or options.wants_flag or any(
-        _is_centralized(entry) for entry in entries
-    ):
+    if options.max_norm is not None or flags or any(_is_centralized(entry) for entry in entries):
         norm = _global_norm(grads)
     if flags:
         nonfinite = torch.stack([flag.to(flags[0].device) for flag in flags]).sum()
@@ -176,11 +177,17 @@ def _apply(
     """Return the new values of `tensors` = [param, *states]."""
     if grad.is_complex():
         real = _apply(
-            optimizer, entry, torch.view_as_real(grad), [torch.view_as_real(t) for t in tensors],
-            names, step,
+            optimizer,
+            entry,
+            torch.view_as_real(grad),
+            [torch.view_as_real(t) for t in tensors],
+            names,
+            step,
         )
         return [torch.view_as_complex(value.contiguous()) for value in real]
-    param, *states = (t.to(_compute_dtype(t.dtype)) for t in tensors)
+    # Autograd may need the old values, which the caller overwrites.
+    keeps = entry.group["differentiable"]
+    param, *states = (t.to(_compute_dtype(t.dtype), copy=keeps) for t in tensors)
     if entry.group["maximize"]:
         grad = -grad
     state = dict(zip(names, states, strict=True))

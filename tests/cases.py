@@ -86,5 +86,12 @@ MAIN_CASES = [
     case
     for case in CASES
     if case.name
-    in {"AdamW", "Adam-l2", "SGD-momentum-dampening", "SGDW-momentum", "RMSprop-momentum", "Adagrad"}
+    in {
+        "AdamW",
+        "Adam-l2",
+        "SGD-momentum-dampening",
+        "SGDW-momentum",
+        "RMSprop-momentum",
+        "Adagrad",
+    }
 ]

@@ -41,8 +41,9 @@ def set_grads(params: list[Tensor], oracle: list[Tensor], dtype: torch.dtype | N
         wide.grad = grad.double()
 
 
-def transform_by_hand(params: list[Tensor], clip_value: float | None, max_norm: float | None,
-                      smallest_ndim: int) -> Tensor | None:
+def transform_by_hand(
+    params: list[Tensor], clip_value: float | None, max_norm: float | None, smallest_ndim: int
+) -> Tensor | None:
     """Clip by value, by norm, and centralize, as users write it around torch.optim."""
     norm = None
     if clip_value is not None:
@@ -86,14 +87,22 @@ def test_plain_step(case: Case, backend: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", MAIN_CASES[:2] + MAIN_CASES[2:3], ids=lambda case: case.name)
 def test_gradient_transforms(
-    case: Case, backend: str, max_norm: float | None, clip_value: float | None,
-    mode: bool | str, smallest_ndim: int,
+    case: Case,
+    backend: str,
+    max_norm: float | None,
+    clip_value: float | None,
+    mode: bool | str,
+    smallest_ndim: int,
 ) -> None:
     params = make_params(torch.float32)
     oracle = wide_copy(params)
     ours = case.cls(
-        params, backend=backend, clip_grad_norm=max_norm, clip_grad_value=clip_value,
-        centralize_grad=mode, **case.kwargs,
+        params,
+        backend=backend,
+        clip_grad_norm=max_norm,
+        clip_grad_value=clip_value,
+        centralize_grad=mode,
+        **case.kwargs,
     )
     theirs = case.torch_cls(oracle, **case.torch_kwargs)
     for _ in range(3):
@@ -122,9 +131,7 @@ def test_sweep_is_skipped_when_nothing_needs_it() -> None:
 @pytest.mark.parametrize("grad_dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", MAIN_CASES, ids=lambda case: case.name)
-def test_gradient_of_another_dtype(
-    case: Case, dtype: torch.dtype, grad_dtype: torch.dtype
-) -> None:
+def test_gradient_of_another_dtype(case: Case, dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
     params = make_params(dtype)
     if not hasattr(params[0], "grad_dtype") and dtype != grad_dtype:
         pytest.skip("this torch has no Tensor.grad_dtype")
@@ -148,7 +155,11 @@ def test_master_weights(case: Case, dtype: torch.dtype, backend: str) -> None:
     params = make_params(dtype)
     oracle = wide_copy(params)
     ours = case.cls(
-        params, backend=backend, master_weights=True, clip_grad_norm=0.9, centralize_grad=True,
+        params,
+        backend=backend,
+        master_weights=True,
+        clip_grad_norm=0.9,
+        centralize_grad=True,
         **case.kwargs,
     )
     theirs = case.torch_cls(oracle, **case.torch_kwargs)
@@ -368,7 +379,11 @@ def test_eps_inside_the_root(backend: str, eps_inside: bool) -> None:
     p = torch.tensor([2.0], requires_grad=True)
     p.grad = torch.tensor([3.0])
     Adagrad(
-        [p], lr=0.1, initial_accumulator_value=0.2, eps=0.5, eps_inside_sqrt=eps_inside,
+        [p],
+        lr=0.1,
+        initial_accumulator_value=0.2,
+        eps=0.5,
+        eps_inside_sqrt=eps_inside,
         backend=backend,
     ).step()
     root = (9.2 + 0.5) ** 0.5 if eps_inside else 9.2**0.5 + 0.5
@@ -382,8 +397,14 @@ def test_adam_without_bias_correction_and_decoupled_lr(backend: str) -> None:
     p = torch.tensor([2.0], requires_grad=True)
     p.grad = torch.tensor([3.0])
     optimizer = AdamW(
-        [p], lr=0.1, betas=(0.8, 0.7), eps=0.25, weight_decay=0.05, bias_correction=False,
-        decouple_lr=True, backend=backend,
+        [p],
+        lr=0.1,
+        betas=(0.8, 0.7),
+        eps=0.25,
+        weight_decay=0.05,
+        bias_correction=False,
+        decouple_lr=True,
+        backend=backend,
     )
     optimizer.param_groups[0]["lr"] = 0.04
     optimizer.step()

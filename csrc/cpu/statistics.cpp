@@ -99,6 +99,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> finalize_statistics(
     at::TensorList totals, std::optional<double> max_norm) {
   double squares = 0, nonfinite = 0;
   for (const at::Tensor& total : totals) {
+    check_doubles("finalize_statistics: totals", total, 2, at::kCPU);
     squares += total.const_data_ptr<double>()[0];
     nonfinite += total.const_data_ptr<double>()[1];
   }

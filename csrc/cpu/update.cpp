@@ -130,11 +130,23 @@ std::vector<Group> read_groups(const Algorithm& algorithm, const StepRequest& re
         {request.lr[g].item<double>(), request.hyper.data() + g * n_hyper,
          algorithm.variant(static_cast<unsigned>(flags), isa),
          request.maximize[g] != 0 ? -1.0 : 1.0});
-    TORCH_CHECK_VALUE(
-        groups[g].variant.n_states == groups[0].variant.n_states, algorithm.name,
-        "_: expected groups with the same states in one call");
   }
   return groups;
+}
+
+// Of all groups that have tensors in this call.
+int count_states(
+    const Algorithm& algorithm, const StepRequest& request, const std::vector<Group>& groups) {
+  int n_states = -1;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    if (request.group_sizes[g] == 0) continue;
+    const int of_group = groups[g].variant.n_states;
+    TORCH_CHECK_VALUE(
+        n_states < 0 || n_states == of_group, algorithm.name,
+        "_: expected groups with the same states in one call, got ", n_states, " and ", of_group);
+    n_states = of_group;
+  }
+  return std::max(n_states, 0);
 }
 
 }  // namespace
@@ -150,11 +162,10 @@ void step(const Algorithm& algorithm, const StepRequest& request) {
       algorithm.name, "_: expected lr, hyper, variants and maximize for ",
       request.group_sizes.size(), " groups");
   sweep.groups = read_groups(algorithm, request, isa);
-  if (sweep.groups.empty()) return;
   Staging staging;
   const auto views = view_step(
-      algorithm.name + "_", request, sweep.groups[0].variant.n_states, algorithm.hyper.size(),
-      at::kCPU, staging);
+      algorithm.name + "_", request, count_states(algorithm, request, sweep.groups),
+      algorithm.hyper.size(), at::kCPU, staging);
   if (scalar_or(request.found_inf, 0) != 0) return;
 
   sweep.isa = isa;

@@ -82,15 +82,21 @@ class Adagrad(FusedOptimizer):
         }
         super().__init__(params, defaults, **extras)
         # As in torch.optim: the state is there from the start, so that it can be shared.
-        for index, group in enumerate(self.param_groups):
-            for position, param in enumerate(group["params"]):
-                self._ensure_state(Entry(param, param, group, index, position))
+        self._create_state()
 
     def share_memory(self) -> None:
         """Move the state to shared memory, for training from several processes."""
-        for values in self.state.values():
+        for values in self._create_state():
             values["step"].share_memory_()
             values["sum"].share_memory_()
+
+    def _create_state(self) -> list[dict[str, Any]]:
+        """Return the state of all parameters, creating what is missing."""
+        return [
+            self._ensure_state(Entry(param, param, group, index, position))[0]
+            for index, group in enumerate(self.param_groups)
+            for position, param in enumerate(group["params"])
+        ]
 
     def _initial_value(self, group: dict[str, Any]) -> float:
         return group["initial_accumulator_value"]

@@ -102,7 +102,9 @@ class Adam(FusedOptimizer):
         return group["amsgrad"], group["weight_decay"] != 0 and not self._decoupled(group)
 
     def _hyper(self, group: dict[str, Any]) -> Sequence[float]:
-        return *group["betas"], group["eps"], self._weight_decay(group), group["bias_correction"]
+        # Tensor betas are read at every step, as a tensor lr is.
+        beta1, beta2 = (b.item() if isinstance(b, Tensor) else b for b in group["betas"])
+        return beta1, beta2, group["eps"], self._weight_decay(group), group["bias_correction"]
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")

@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 
 from fusedtricks import backends, reference
 from fusedtricks.optim import native
-from fusedtricks.optim.checkpoint import CheckpointMixin
+from fusedtricks.optim.checkpoint import CheckpointMixin, remember_initial_lr
+from fusedtricks.optim.entry_checks import check_entry, check_group, overlap
 from fusedtricks.optim.validation import check_extras
-from fusedtricks.reference import Entry, GradOptions, Outcome, centralize_ndim
+from fusedtricks.reference import Entry, GradOptions, Outcome
 
 __all__ = ["Extras", "FusedOptimizer"]
 
@@ -161,9 +162,7 @@ class FusedOptimizer(CheckpointMixin, Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        if group["decouple_lr"]:
-            lr = group["lr"]
-            group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+        remember_initial_lr(group)
 
     def _weight_decay(self, group: dict[str, Any]) -> float:
         """Return what the learning rate is multiplied with to give the decay."""
@@ -217,20 +216,6 @@ class FusedOptimizer(CheckpointMixin, Optimizer):
         fill = complex(value, value) if like.is_complex() else value
         return torch.full_like(like, fill, memory_format=torch.preserve_format).detach()
 
-    def _check_state(self, entry: Entry, name: str) -> None:
-        state = self.state.get(entry.param) or {}
-        for key in self._watched(entry):
-            value = state.get(key)
-            if key == "step" or value is None:
-                continue
-            if value.shape != entry.param.shape or value.device != entry.param.device:
-                raise ValueError(
-                    f"{type(self).__name__}: the state {key!r} of {name} has shape "
-                    f"{tuple(value.shape)} on {value.device}, the parameter "
-                    f"{tuple(entry.param.shape)} on {entry.param.device}; the checkpoint does not "
-                    "belong to this model, or the model changed after the state was made"
-                )
-
     # The step. -----------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -262,13 +247,17 @@ class FusedOptimizer(CheckpointMixin, Optimizer):
         options = GradOptions(
             self.clip_grad_value,
             self.clip_grad_norm,
-            self.skip_nonfinite,
+            self.skip_nonfinite or self._wants_flag,
             self._wants_flag,
-            getattr(self, "grad_scale", None),
-            getattr(self, "found_inf", None),
+            self._from_scaler("grad_scale"),
+            self._from_scaler("found_inf"),
         )
         if self._plan is not None and not self.write_grads and not torch.compiler.is_compiling():
-            outcome = native.planned_step(self, options)
+            try:
+                outcome = native.planned_step(self, options)
+            except Exception:
+                self._check(self._entries())  # names the culprit, if it is the caller's
+                raise
             if outcome is not None:
                 return outcome
         self._plan = None
@@ -281,6 +270,19 @@ class FusedOptimizer(CheckpointMixin, Optimizer):
         if not runs_native:
             return reference.run(self, entries, options)
         return native.step(self, entries, options)
+
+    def _from_scaler(self, name: str) -> Tensor | None:
+        """Return what a GradScaler left in the attribute `name`, None for nothing."""
+        value = getattr(self, name, None)
+        # torch's scaler sets found_inf to the number 0 if no parameter has a gradient.
+        if isinstance(value, (int, float)):
+            value = torch.tensor(float(value))
+        if value is None or (isinstance(value, Tensor) and value.numel() == 1):
+            return value
+        raise TypeError(
+            f"{type(self).__name__}: expected {name} to be None or a one-element tensor, got "
+            f"{value!r}; a GradScaler sets and deletes it"
+        )
 
     def _write_grads_and_step(
         self, entries: list[Entry], options: GradOptions, runs_native: bool
@@ -318,39 +320,19 @@ class FusedOptimizer(CheckpointMixin, Optimizer):
         obstacle = ""
         is_wide = any(entry.grad.dtype == torch.float64 for entry in entries)
         self._norm_dtype = torch.float64 if is_wide else torch.float32
+        traces = torch.compiler.is_compiling()
+        for index in set() if traces else {entry.group_index for entry in entries}:
+            check_group(self, index)
         for entry in entries:
-            name = self._name(entry)
-            if entry.group.get("fused") and entry.param.device.type == "meta":
-                raise RuntimeError(
-                    "`fused=True` requires all the params to be floating point Tensors of "
-                    f"supported devices, but {name} is {entry.param.dtype} on meta"
-                )
-            if entry.grad.is_sparse and self._sparse_obstacle(entry.group):
-                raise RuntimeError(self._sparse_obstacle(entry.group))
-            if entry.grad.is_sparse and centralize_ndim(entry.group["centralize_grad"]):
-                raise RuntimeError(
-                    f"centralize_grad does not support sparse gradients, and {name} has one; put it "
-                    "into a group with centralize_grad=False"
-                )
-            if entry.grad.shape != entry.param.shape or entry.grad.device != entry.param.device:
-                raise RuntimeError(
-                    f"the gradient of {name} has shape {tuple(entry.grad.shape)} on "
-                    f"{entry.grad.device}, the parameter {tuple(entry.param.shape)} on "
-                    f"{entry.param.device}; clear it with zero_grad() after changing the parameter"
-                )
-            self._check_state(entry, name)
+            check_entry(self, entry)
             obstacle = obstacle or backends.cpu_obstacle(
                 entry.param, entry.grad, entry.group["differentiable"]
             )
+        if not obstacle and not traces and overlap([entry.param for entry in entries]):
+            # The reference backend updates one after the other, as torch does.
+            obstacle = "parameters that share memory"
         if obstacle and self.backend not in ("auto", "reference"):
             raise RuntimeError(
                 f"backend={self.backend!r} cannot take {obstacle}; use backend='auto'"
             )
         return not obstacle and self.backend != "reference"
-
-    def _name(self, entry: Entry) -> str:
-        names = entry.group.get("param_names")
-        if names:
-            return f"parameter {names[entry.position]!r}"
-        return f"parameter {entry.position} of group {entry.group_index}"
-

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointMixin"]
+__all__ = ["CheckpointMixin", "remember_initial_lr"]
 
 # What an optimizer keeps besides defaults, groups and state when it is pickled or copied.
 _PUBLIC = (
@@ -17,6 +17,13 @@ _PUBLIC = (
     "grad_norm",
     "skipped_steps",
 )
+
+
+def remember_initial_lr(group: dict[str, Any]) -> None:
+    """Note the learning rate that a decay by (lr / initial_lr) refers to, if there is one."""
+    if group["decouple_lr"]:
+        lr = group["lr"]
+        group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
 
 
 class CheckpointMixin:
@@ -31,6 +38,7 @@ class CheckpointMixin:
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            remember_initial_lr(group)
         for param, values in self.state.items():
             if not isinstance(param, Tensor) or not isinstance(values, dict):
                 continue

@@ -19,7 +19,7 @@ __all__ = ["planned_step", "step"]
 def step(optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions) -> Outcome:
     """Take a step for checked `entries`, building a new plan for this and the following ones."""
     if torch.compiler.is_compiling():
-        return _traced_step(optimizer, entries, options)
+        return _listed_step(optimizer, entries, options)
     # A skipped step must not even create state, so it is recognised beforehand.
     if options.found_inf is not None and options.found_inf.item() != 0:
         return Outcome(skipped=True)
@@ -29,7 +29,22 @@ def step(optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
             return Outcome(True, norm, nonfinite)
     optimizer._plan = _build_plan(optimizer, entries)
     optimizer._plan_layout = _layout(optimizer)
-    return planned_step(optimizer, options)
+    outcome = planned_step(optimizer, options)
+    if outcome is None:
+        # What a plan cannot hold, say a tuple in place of the list of parameters.
+        optimizer._plan = None
+        outcome = _listed_step(optimizer, entries, options)
+        torch.autograd.graph.increment_version(_written(optimizer, entries))
+    return outcome
+
+
+def _written(optimizer: "FusedOptimizer", entries: list[Entry]) -> list[Tensor]:
+    """Return the tensors that a step writes, step counts apart."""
+    written = [entry.param for entry in entries]
+    for entry in entries:
+        state = optimizer.state[entry.param] if optimizer._watched(entry) else {}
+        written += [state[name] for name in optimizer._watched(entry) if name != "step"]
+    return written
 
 
 def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome | None:
@@ -81,7 +96,7 @@ def _sweeps_grads(optimizer: "FusedOptimizer", options: GradOptions) -> bool:
 
 
 def _build_plan(optimizer: "FusedOptimizer", entries: list[Entry]) -> Any:
-    plan = ops.native.Plan(f"{optimizer.algorithm}_")
+    plan = ops.native.Plan(f"{optimizer.algorithm}_", len(optimizer.param_groups))
     taking_part = {id(entry.param): entry for entry in entries}
     batches: dict[Any, int] = {}
     seen: Counter[int] = Counter()
@@ -99,7 +114,7 @@ def _build_plan(optimizer: "FusedOptimizer", entries: list[Entry]) -> Any:
             watched = optimizer._watched(entry)
             plan.bind(
                 batch,
-                state["master_param"] if optimizer._has_master(entry) else param,
+                state["master_param"] if optimizer._has_master(entry) else None,
                 [state[name] for name in names],
                 count if watched else None,
                 state if watched else None,
@@ -136,14 +151,16 @@ class _Batch:
         self.group_sizes[entry.group_index] += 1
 
 
-def _traced_step(
+def _listed_step(
     optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
 ) -> Outcome:
     """Take a step by op calls alone, which torch.compile can trace."""
     groups = optimizer.param_groups
     batches: dict[Any, _Batch] = {}
+    seen: Counter[int] = Counter()
     for entry in entries:
-        key = optimizer._state_names(entry.group)
+        key = (optimizer._state_names(entry.group), seen[id(entry.param)])
+        seen[id(entry.param)] += 1
         batches.setdefault(key, _Batch([0] * len(groups))).add(optimizer, entry)
     centralize = [centralize_ndim(group["centralize_grad"]) for group in groups]
     lr = [

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -122,9 +123,10 @@ class SGD(FusedOptimizer):
         momentum = group["momentum"]
         if momentum == 0:
             return param - lr * grad, {}
-        if step > 1:
-            buf = momentum * state["momentum_buffer"] + (1 - group["dampening"]) * grad
-        else:
+        buf = momentum * state["momentum_buffer"] + (1 - group["dampening"]) * grad
+        if isinstance(step, Tensor):  # while torch.compile traces, which takes no branch on it
+            buf = torch.where(step > 1, buf, grad)
+        elif step <= 1:
             buf = grad
         direction = grad + momentum * buf if group["nesterov"] else buf
         return param - lr * direction, {"momentum_buffer": buf}

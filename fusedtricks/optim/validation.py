@@ -35,8 +35,8 @@ def check_unit_interval(name: str, value: float) -> None:
         raise ValueError(f"Invalid {name} value: {value}, expected a number in [0, 1]")
 
 
-def check_betas(betas: tuple[Any, Any]) -> tuple[float, float]:
-    """Return the two betas as floats.
+def check_betas(betas: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return the two betas, tensors among them as 0-dim tensors.
 
     Raises:
         ValueError: If they are not in [0, 1), not both floats or both one-element tensors.
@@ -48,7 +48,7 @@ def check_betas(betas: tuple[Any, Any]) -> tuple[float, float]:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
         raise ValueError("betas must be either both floats or both Tensors")
-    return tuple(b.item() if isinstance(b, Tensor) else b for b in betas)
+    return tuple(b.reshape(()) if isinstance(b, Tensor) else b for b in betas)
 
 
 def check_momentum(momentum: float, dampening: float, nesterov: bool) -> None:

@@ -1,0 +1,51 @@
+"""Everything an optimizer may change, kept bit for bit, to show that it changed nothing."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedtricks.optim import FusedOptimizer
+
+__all__ = ["assert_unchanged", "snapshot"]
+
+
+def _bits(value: Any) -> Any:
+    """Return the whole storage of a tensor with its layout, so that neighbours count too."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    layout = (str(value.dtype), str(value.device), tuple(value.shape), str(value.layout))
+    if value.is_sparse:
+        parts = value._indices(), value._values()
+        return *layout, *(part.reshape(-1).tolist() for part in parts)
+    if value.device.type == "meta" or type(value) not in (Tensor, torch.nn.Parameter):
+        return layout
+    memory = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
+    return *layout, value.stride(), value.storage_offset(), value.data_ptr(), _digest(memory)
+
+
+def _digest(memory: Tensor) -> bytes:
+    return memory.numpy().tobytes()
+
+
+def snapshot(optimizer: FusedOptimizer) -> dict[str, Any]:
+    """Keep parameters, gradients, states, group options and attributes of `optimizer`."""
+    kept: dict[str, Any] = {"n_states": len(optimizer.state)}
+    for g, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            if key != "params":
+                kept[f"group {g} {key}"] = _bits(value)
+        for i, param in enumerate(group["params"]):
+            name = f"param {g}.{i}"
+            kept[name] = _bits(param.detach() if type(param) is torch.nn.Parameter else param)
+            kept[f"{name} grad"] = (id(param.grad), _bits(param.grad))
+            for key, value in (optimizer.state.get(param) or {}).items():
+                kept[f"{name} state {key}"] = _bits(value)
+    return kept
+
+
+def assert_unchanged(optimizer: FusedOptimizer, kept: dict[str, Any]) -> None:
+    """Raise AssertionError naming what differs from `snapshot`."""
+    now = snapshot(optimizer)
+    different = [key for key in kept.keys() | now.keys() if kept.get(key) != now.get(key)]
+    assert not different, f"changed: {sorted(different)}"
