@@ -8,9 +8,9 @@ VENV ?= .venv
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
-# One stamp per torch and package list, one per state of the C++ sources.
 INSTALLED := $(VENV)/.installed-$(TORCH)
-BUILT := $(VENV)/.built-$(TORCH)
+# The compiled extension lies in the source tree, so only one environment's is there at a time.
+BUILT := build/.built-$(subst /,-,$(VENV))-$(TORCH)
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test setup bench lint format clean
@@ -34,11 +34,14 @@ $(INSTALLED): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.12"
-	rm -f $(VENV)/.installed-* $(VENV)/.built-*
+	rm -rf $(VENV)/.installed-* build
 	touch "$@"
 
 $(BUILT): $(INSTALLED) $(SOURCES)
-	$(BIN)/python -m pip install --no-build-isolation --editable ".[dev]"
+	@echo "== compiling the extension, installing the demo's and the tests' packages: about a minute"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	rm -f build/.built-*
+	mkdir -p build
 	touch "$@"
 
 lint: setup

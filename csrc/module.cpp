@@ -47,10 +47,12 @@ PYBIND11_MODULE(_C, module) {
   using namespace fusedtricks;
   module.doc() = "Compiled part of fusedtricks.";
   module.def("build_info", &build_info, "Versions, instruction set and the optimizers' layouts.");
-  module.def("set_isa", &cpu::set_isa, py::arg("name"),
-             "Choose the instruction set: auto, baseline, avx2 or avx512.");
-  module.def("work_list", &work_list, py::arg("extents"),
-             "Plan (numel, row_length) extents; returns items and units.");
+  module.def(
+      "set_isa", &cpu::set_isa, py::arg("name"),
+      "Choose the instruction set: auto, baseline, avx2 or avx512.");
+  module.def(
+      "work_list", &work_list, py::arg("extents"),
+      "Plan (numel, row_length) extents; returns items and units.");
   module.def(
       "stream",
       [](const std::vector<at::Tensor>& reads, const std::vector<at::Tensor>& writes) {
@@ -81,8 +83,9 @@ PYBIND11_MODULE(_C, module) {
   py::class_<Plan>(module, "Plan", "The tensors of one optimizer, gathered once.")
       .def(py::init<const std::string&, size_t>(), py::arg("op"), py::arg("n_groups"))
       .def("add", &Plan::add, py::arg("param"), py::arg("group"))
-      .def("bind", &Plan::bind, py::arg("batch"), py::arg("master"), py::arg("states"),
-           py::arg("step"), py::arg("owner"), py::arg("watched"))
+      .def(
+          "bind", &Plan::bind, py::arg("batch"), py::arg("master"), py::arg("states"),
+          py::arg("step"), py::arg("owner"), py::arg("watched"))
       .def("seal", &Plan::seal, py::arg("state"))
       .def(
           "step",

@@ -218,7 +218,7 @@ StepResult Plan::run(const GroupValues& values, const StepOptions& options) {
     if (options.max_norm.has_value()) coefficient = clip;
   }
   result.skipped = scalar_or(options.found_inf, 0) != 0 ||
-      (options.skips_nonfinite && scalar_or(result.nonfinite, 0) != 0);
+                   (options.skips_nonfinite && scalar_or(result.nonfinite, 0) != 0);
   if (result.skipped) return result;
   const auto op = op_.typed<StepOp>();
   for (const Batch& batch : batches_) {

@@ -12,8 +12,9 @@ DType dtype_of(const at::Tensor& tensor) {
     case at::kDouble: return DType::kFloat64;
     case at::kBFloat16: return DType::kBFloat16;
     case at::kHalf: return DType::kFloat16;
-    default: TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ",
-                              tensor.scalar_type());
+    default:
+      TORCH_CHECK_TYPE(
+          false, "expected float32, float64, bfloat16 or float16, got ", tensor.scalar_type());
   }
 }
 
@@ -24,12 +25,12 @@ Memory memory_of(const at::Tensor& tensor) {
 // A dense tensor whose dim 0 is outermost in memory has its rows one after the other.
 bool rows_are_contiguous(const at::Tensor& tensor) {
   return tensor.dim() == 0 || tensor.size(0) <= 1 || tensor.numel() == 0 ||
-      tensor.stride(0) * tensor.size(0) == tensor.numel();
+         tensor.stride(0) * tensor.size(0) == tensor.numel();
 }
 
 bool is_dense(const at::Tensor& tensor, bool rows_matter) {
   return tensor.is_contiguous() ||
-      (tensor.is_non_overlapping_and_dense() && (!rows_matter || rows_are_contiguous(tensor)));
+         (tensor.is_non_overlapping_and_dense() && (!rows_matter || rows_are_contiguous(tensor)));
 }
 
 // Names a tensor of an op's arguments in error messages.
@@ -45,14 +46,15 @@ struct Role {
   TORCH_CHECK(
       tensor.layout() == at::kStrided, name, " is ", tensor.layout(),
       ", expected a dense tensor; use backend=\"reference\"");
-  TORCH_CHECK(
-      tensor.device() == device, name, " is on ", tensor.device(), ", expected ", device);
+  TORCH_CHECK(tensor.device() == device, name, " is on ", tensor.device(), ", expected ", device);
   TORCH_CHECK_TYPE(
       has_supported_dtype(tensor), name, " has dtype ", tensor.scalar_type(),
       ", expected float32, float64, bfloat16 or float16");
   TORCH_CHECK_VALUE(
-      tensor.sizes() == sizes, name, " has shape ", tensor.sizes(), ", expected that of the "
-      "parameter, ", sizes, "; does the checkpoint belong to this model?");
+      tensor.sizes() == sizes, name, " has shape ", tensor.sizes(),
+      ", expected that of the "
+      "parameter, ",
+      sizes, "; does the checkpoint belong to this model?");
 }
 
 void check_tensor(
@@ -71,8 +73,7 @@ void check_step(const std::string& op, const at::Tensor& step, size_t index, c10
       ", got shape ", step.sizes(), ", ", step.scalar_type(), " on ", step.device());
 }
 
-void check_lengths(
-    const std::string& op, const StepRequest& r, int64_t n_states, int64_t n_hyper) {
+void check_lengths(const std::string& op, const StepRequest& r, int64_t n_states, int64_t n_hyper) {
   const size_t n = r.params.size();
   const size_t n_groups = r.group_sizes.size();
   TORCH_CHECK_VALUE(r.grads.size() == n, op, ": expected ", n, " grads, got ", r.grads.size());
@@ -116,7 +117,7 @@ void for_each_tensor(
 bool has_supported_dtype(const at::Tensor& tensor) {
   const auto dtype = tensor.scalar_type();
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-      dtype == at::kHalf;
+         dtype == at::kHalf;
 }
 
 bool same_layout(const at::Tensor& a, const at::Tensor& b) {
@@ -141,8 +142,8 @@ void check_doubles(
   TORCH_CHECK_VALUE(
       tensor->scalar_type() == at::kDouble && tensor->is_contiguous() &&
           tensor->device().type() == device_type,
-      name, ": expected contiguous float64 on ", device_type, ", got ", tensor->scalar_type(), " on ",
-      tensor->device(), " with strides ", tensor->strides());
+      name, ": expected contiguous float64 on ", device_type, ", got ", tensor->scalar_type(),
+      " on ", tensor->device(), " with strides ", tensor->strides());
 }
 
 double scalar_or(const std::optional<at::Tensor>& tensor, double otherwise) {
@@ -175,8 +176,8 @@ const at::Tensor& Staging::dense_for_write(const at::Tensor& tensor, bool rows_m
 
 void Staging::write_later(const at::Tensor& target, const at::Tensor& copy) {
   TORCH_CHECK(
-      at::has_internal_overlap(target) != at::MemOverlap::Yes,
-      "cannot update a tensor of shape ", target.sizes(), " and strides ", target.strides(),
+      at::has_internal_overlap(target) != at::MemOverlap::Yes, "cannot update a tensor of shape ",
+      target.sizes(), " and strides ", target.strides(),
       ": several of its elements share one memory location (it was expanded); clone() it");
   to_write_.emplace_back(target, copy);
 }

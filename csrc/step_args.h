@@ -21,15 +21,15 @@ namespace fusedtricks {
 
 // The arguments of the op `<algo>_`, as the schema in fusedtricks/ops.py orders them.
 struct StepRequest {
-  at::TensorList params;        // [n] what the update reads and writes: fp32 masters, or the model's
-  at::TensorList grads;         // [n]
-  at::TensorList states;        // [n * n_states] tensor-major
+  at::TensorList params;  // [n] what the update reads and writes: fp32 masters, or the model's
+  at::TensorList grads;   // [n]
+  at::TensorList states;  // [n * n_states] tensor-major
   at::TensorList model_params;  // [m] 16-bit copies of params[model_index[j]], written only
   at::IntArrayRef model_index;  // [m] increasing
-  at::TensorList steps;         // [n] 0-dim float32 or float64 counts; [0] if the optimizer has none
-  at::TensorList lr;            // [n_groups] one element each
-  at::ArrayRef<double> hyper;   // [n_groups * n_hyper]
-  at::IntArrayRef variants;     // [n_groups] compile-time flags
+  at::TensorList steps;        // [n] 0-dim float32 or float64 counts; [0] if the optimizer has none
+  at::TensorList lr;           // [n_groups] one element each
+  at::ArrayRef<double> hyper;  // [n_groups * n_hyper]
+  at::IntArrayRef variants;    // [n_groups] compile-time flags
   at::IntArrayRef group_sizes;  // [n_groups] tensors of each group, in order
   at::IntArrayRef maximize;     // [n_groups]
   at::IntArrayRef centralize;   // [n_groups] 0: off, else the smallest ndim that is centralized

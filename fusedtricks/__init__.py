@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from fusedtricks import amp, optim
+from fusedtricks import amp, backends, optim
 
-__all__ = ["__version__", "amp", "optim"]
+__all__ = ["__version__", "amp", "backends", "optim"]

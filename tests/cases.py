@@ -1,6 +1,6 @@
 """The only place that lists the optimizers: every test over optimizers runs over these cases.
 
-No hyper-parameter equals its default and no two are equal, so that a lost or swapped argument shows.
+No hyper-parameter equals its default and no two are equal, so that a lost or swapped one shows.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusedtricks.optim.param_groups import format_table, param_groups
+from fusedtricks.optim.grouping import format_table, param_groups
 from tests.small_models import TinyResNet, TinyTransformer
 
 

@@ -10,7 +10,7 @@ from fusedtricks import ops
 pytestmark = pytest.mark.skipif(ops.native is None, reason=f"no extension: {ops.missing_reason}")
 
 # csrc/work_list.h: kItemElements and kCutAlignment.
-ITEM = 16384
+ITEM = 65536
 ALIGNMENT = 64
 
 Extents = list[tuple[int, int]]

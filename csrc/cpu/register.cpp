@@ -18,10 +18,10 @@ const Algorithm& find(const std::string& name) {
 
 template <template <unsigned> class Functor>
 void run_step(
-    at::TensorList params, at::TensorList grads, at::TensorList states,
-    at::TensorList model_params, at::IntArrayRef model_index, at::TensorList steps,
-    at::TensorList lr, at::ArrayRef<double> hyper, at::IntArrayRef variants,
-    at::IntArrayRef group_sizes, at::IntArrayRef maximize, at::IntArrayRef centralize,
+    at::TensorList params, at::TensorList grads, at::TensorList states, at::TensorList model_params,
+    at::IntArrayRef model_index, at::TensorList steps, at::TensorList lr,
+    at::ArrayRef<double> hyper, at::IntArrayRef variants, at::IntArrayRef group_sizes,
+    at::IntArrayRef maximize, at::IntArrayRef centralize,
     const std::optional<at::Tensor>& row_means, const std::optional<at::Tensor>& coefficient,
     const std::optional<at::Tensor>& grad_scale, std::optional<double> clip_value,
     const std::optional<at::Tensor>& found_inf) {

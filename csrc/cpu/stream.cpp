@@ -31,7 +31,8 @@ using StreamFn = void (*)(const float* const*, float* const*, int64_t, int64_t);
 
 template <int kReads, int kWrites>
 StreamFn find_loop(int n_reads, int n_writes, Isa isa) {
-  if (n_reads == kReads && n_writes == kWrites) return compiled_for<StreamLoop<kReads, kWrites>>(isa);
+  if (n_reads == kReads && n_writes == kWrites)
+    return compiled_for<StreamLoop<kReads, kWrites>>(isa);
   if constexpr (kWrites < kMaxStreams) {
     return find_loop<kReads, kWrites + 1>(n_reads, n_writes, isa);
   } else if constexpr (kReads < kMaxStreams) {
@@ -47,8 +48,8 @@ void stream(at::TensorList reads, at::TensorList writes) {
   const auto run = find_loop<1, 1>(
       static_cast<int>(reads.size()), static_cast<int>(writes.size()), current_isa());
   TORCH_CHECK_VALUE(
-      run != nullptr, "stream: expected 1 to ", kMaxStreams, " tensors in reads and in writes, got ",
-      reads.size(), " and ", writes.size());
+      run != nullptr, "stream: expected 1 to ", kMaxStreams,
+      " tensors in reads and in writes, got ", reads.size(), " and ", writes.size());
   const int64_t numel = writes[0].numel();
   std::vector<const float*> sources;
   std::vector<float*> targets;

@@ -192,8 +192,7 @@ struct Accumulate {
 
   // The sum of the lanes, by halves.
   template <typename A>
-  static FT_HOST_DEVICE double fold(
-      typename Lanes<A>::Wide even, typename Lanes<A>::Wide odd) {
+  static FT_HOST_DEVICE double fold(typename Lanes<A>::Wide even, typename Lanes<A>::Wide odd) {
     constexpr int kCount = Lanes<A>::kCount;
     double sums[kCount];
     for (int i = 0; i < kCount; ++i) {

@@ -77,8 +77,7 @@ void update_item(const Task& task, const WorkItem& item, const Sweep& sweep) {
   const GradTransform<T> grad_args{
       static_cast<T>(sweep.inv_scale), static_cast<T>(sweep.limit),
       static_cast<T>(sweep.coefficient * task.group->sign), sweep.rescales};
-  const double* const means =
-      view.row_length > 0 ? sweep.row_means + view.first_row : nullptr;
+  const double* const means = view.row_length > 0 ? sweep.row_means + view.first_row : nullptr;
   alignas(64) T grad_tile[kTileElements];
   alignas(64) T tiles[kMaxStates + 1][kTileElements];
 
@@ -176,7 +175,7 @@ void step(const Algorithm& algorithm, const StepRequest& request) {
       request.row_means.has_value() ? request.row_means->const_data_ptr<double>() : nullptr;
   sweep.rescales = sweep.inv_scale != 1 || request.clip_value.has_value();
   sweep.transforms = sweep.rescales || request.coefficient.has_value() ||
-      (request.row_means && request.row_means->numel() > 0);
+                     (request.row_means && request.row_means->numel() > 0);
   add_tasks(views, sweep);
 
   std::vector<Extent> extents;

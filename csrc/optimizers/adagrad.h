@@ -43,7 +43,8 @@ struct Adagrad {
   }
 
   template <typename T>
-  FT_HOST_DEVICE static void update(const Constants<T>& c, T grad, T& param, T (&state)[kNumStates]) {
+  FT_HOST_DEVICE static void update(
+      const Constants<T>& c, T grad, T& param, T (&state)[kNumStates]) {
     if constexpr (kL2) grad = grad + c.weight_decay * param;
     state[0] = state[0] + grad * grad;
     param = param - c.step_size * grad / (std::sqrt(state[0] + c.eps_inside) + c.eps);

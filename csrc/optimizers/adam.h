@@ -55,7 +55,8 @@ struct Adam {
   }
 
   template <typename T>
-  FT_HOST_DEVICE static void update(const Constants<T>& c, T grad, T& param, T (&state)[kNumStates]) {
+  FT_HOST_DEVICE static void update(
+      const Constants<T>& c, T grad, T& param, T (&state)[kNumStates]) {
     if constexpr (kL2) {
       grad = grad + c.weight_decay * param;
     } else {

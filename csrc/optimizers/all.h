@@ -6,8 +6,4 @@
 #include "rmsprop.h"
 #include "sgd.h"
 
-#define FT_FOR_EACH_OPTIMIZER(apply) \
-  apply(Adagrad)                     \
-  apply(Adam)                        \
-  apply(RmsProp)                     \
-  apply(Sgd)
+#define FT_FOR_EACH_OPTIMIZER(apply) apply(Adagrad) apply(Adam) apply(RmsProp) apply(Sgd)

@@ -53,7 +53,8 @@ struct RmsProp {
   }
 
   template <typename T>
-  FT_HOST_DEVICE static void update(const Constants<T>& c, T grad, T& param, T (&state)[kNumStates]) {
+  FT_HOST_DEVICE static void update(
+      const Constants<T>& c, T grad, T& param, T (&state)[kNumStates]) {
     if constexpr (kL2) grad = grad + c.weight_decay * param;
     state[0] = c.alpha * state[0] + c.one_minus_alpha * grad * grad;
     T second = state[0];

@@ -4,6 +4,7 @@ from fusedtricks.optim.adagrad import Adagrad
 from fusedtricks.optim.adam import Adam
 from fusedtricks.optim.adamw import AdamW
 from fusedtricks.optim.base import Extras, FusedOptimizer
+from fusedtricks.optim.grouping import format_table, param_groups
 from fusedtricks.optim.rmsprop import RMSprop
 from fusedtricks.optim.sgd import SGD
 from fusedtricks.optim.sgdw import SGDW
@@ -20,4 +21,6 @@ __all__ = [
     "FusedOptimizer",
     "RMSProp",
     "RMSprop",
+    "format_table",
+    "param_groups",
 ]

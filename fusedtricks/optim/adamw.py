@@ -84,6 +84,6 @@ class AdamW(Adam):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # torch.optim.AdamW checkpoints before 2.7 do not have the key, torch.optim.Adam's say False.
+        # torch.optim.AdamW before 2.7 did not save the key, and torch.optim.Adam saves False.
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True

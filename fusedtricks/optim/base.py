@@ -11,6 +11,7 @@ from fusedtricks import backends, reference
 from fusedtricks.optim import native
 from fusedtricks.optim.checkpoint import CheckpointMixin, remember_initial_lr
 from fusedtricks.optim.entry_checks import check_entry, check_group, overlap
+from fusedtricks.optim.state import StateMixin
 from fusedtricks.optim.validation import check_extras
 from fusedtricks.reference import Entry, GradOptions, Outcome
 
@@ -48,7 +49,7 @@ class Extras(TypedDict, total=False):
     backend: str
 
 
-class FusedOptimizer(CheckpointMixin, Optimizer):
+class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
     """Base of all fusedtricks optimizers; subclasses define an algorithm, not how it is run.
 
     One step does, in this order: unscale, check for non-finite values, clip by value, clip by
@@ -146,7 +147,7 @@ class FusedOptimizer(CheckpointMixin, Optimizer):
         """Return the updated parameter and states; the definition of the algorithm."""
         raise NotImplementedError
 
-    # Groups and state. ---------------------------------------------------------------------------
+    # Groups. -------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with its own options where it names any."""
@@ -171,50 +172,6 @@ class FusedOptimizer(CheckpointMixin, Optimizer):
             return decay
         initial_lr = float(group["initial_lr"])
         return decay / initial_lr if initial_lr != 0 else 0.0
-
-    def _has_master(self, entry: Entry) -> bool:
-        return entry.group["master_weights"] and entry.param.dtype in (
-            torch.float16,
-            torch.bfloat16,
-        )
-
-    def _watched(self, entry: Entry) -> list[str]:
-        names = list(self._state_names(entry.group))
-        if self.has_step:
-            names.append("step")
-        if self._has_master(entry):
-            names.append("master_param")
-        return names
-
-    def _ensure_state(self, entry: Entry) -> tuple[dict[str, Any], Tensor]:
-        """Return the state of a parameter, creating what is missing, and its step count.
-
-        Algorithms without a count in their state get one that only tells a first step apart: 0 if
-        the states are new, else 1.
-        """
-        watched = self._watched(entry)
-        if not watched:
-            return {}, torch.ones(())
-        state = self.state[entry.param]
-        fresh = False
-        if self._has_master(entry) and "master_param" not in state:
-            state["master_param"] = entry.param.detach().clone().float()
-        like = state["master_param"] if self._has_master(entry) else entry.param
-        if self.has_step and "step" not in state:
-            dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-            state["step"] = torch.zeros((), dtype=dtype)
-        for name in self._state_names(entry.group):
-            if name not in state:
-                fresh = True
-                state[name] = self._new_state(like, entry.group)
-        if self.has_step:
-            return state, state["step"]
-        return state, torch.zeros(()) if fresh else torch.ones(())
-
-    def _new_state(self, like: Tensor, group: dict[str, Any]) -> Tensor:
-        value = self._initial_value(group)
-        fill = complex(value, value) if like.is_complex() else value
-        return torch.full_like(like, fill, memory_format=torch.preserve_format).detach()
 
     # The step. -----------------------------------------------------------------------------------
 

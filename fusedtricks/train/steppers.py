@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from fusedtricks import optim
-from fusedtricks.optim.param_groups import param_groups
 
 __all__ = ["STEPPERS", "FusedStepper", "Stepper", "TorchStepper"]
 
@@ -35,7 +34,7 @@ class FusedStepper:
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
         self.optimizer = optim.AdamW(
-            param_groups(model, weight_decay, verbose=False),
+            optim.param_groups(model, weight_decay, verbose=False),
             lr=lr,
             betas=BETAS,
             centralize_grad=True,
@@ -57,7 +56,7 @@ class TorchStepper:
     """
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
-        groups = param_groups(model, weight_decay, verbose=False)
+        groups = optim.param_groups(model, weight_decay, verbose=False)
         self.parameters = [param for group in groups for param in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .layers import EMBEDDING_TYPES, assign_layers, find_layers
+from fusedtricks.optim.layers import EMBEDDING_TYPES, assign_layers, find_layers
 
 # _NormBase is the base of every BatchNorm and InstanceNorm, lazy and synchronised ones included.
 # LocalResponseNorm has no parameters.

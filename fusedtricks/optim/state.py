@@ -1,0 +1,58 @@
+"""What an optimizer keeps for each parameter, and when it is created."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedtricks.reference import Entry
+
+__all__ = ["StateMixin"]
+
+
+class StateMixin:
+    """The part of `FusedOptimizer` that creates the state of a parameter."""
+
+    def _has_master(self, entry: Entry) -> bool:
+        return entry.group["master_weights"] and entry.param.dtype in (
+            torch.float16,
+            torch.bfloat16,
+        )
+
+    def _watched(self, entry: Entry) -> list[str]:
+        names = list(self._state_names(entry.group))
+        if self.has_step:
+            names.append("step")
+        if self._has_master(entry):
+            names.append("master_param")
+        return names
+
+    def _ensure_state(self, entry: Entry) -> tuple[dict[str, Any], Tensor]:
+        """Return the state of a parameter, creating what is missing, and its step count.
+
+        Algorithms without a count in their state get one that only tells a first step apart: 0 if
+        the states are new, else 1.
+        """
+        watched = self._watched(entry)
+        if not watched:
+            return {}, torch.ones(())
+        state = self.state[entry.param]
+        fresh = False
+        if self._has_master(entry) and "master_param" not in state:
+            state["master_param"] = entry.param.detach().clone().float()
+        like = state["master_param"] if self._has_master(entry) else entry.param
+        if self.has_step and "step" not in state:
+            dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+            state["step"] = torch.zeros((), dtype=dtype)
+        for name in self._state_names(entry.group):
+            if name not in state:
+                fresh = True
+                state[name] = self._new_state(like, entry.group)
+        if self.has_step:
+            return state, state["step"]
+        return state, torch.zeros(()) if fresh else torch.ones(())
+
+    def _new_state(self, like: Tensor, group: dict[str, Any]) -> Tensor:
+        value = self._initial_value(group)
+        fill = complex(value, value) if like.is_complex() else value
+        return torch.full_like(like, fill, memory_format=torch.preserve_format).detach()
