@@ -1,6 +1,7 @@
 """What does a step cost the host per parameter, when there is next to nothing to compute?
 
-Every parameter has one element, so the time is that of Python, checks and dispatch.
+Every parameter has one element, so the time is that of Python, checks and dispatch; with warm
+caches, and with cold ones, as a step after a forward and backward pass finds them.
 """
 
 import argparse
@@ -8,6 +9,8 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 # Appended, so that an installed fusedtricks comes before the source tree.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -19,25 +22,46 @@ from bench.timing import interleave, paired_ratio
 
 EXAMPLE = "python bench/bench_host.py --tensors 161 2000 20000 --out bench/results/host-x"
 CONTENDERS = ("ours", "torch-fused", "torch-foreach")
+SWEPT_BYTES = 512 * 2**20  # more than the last-level cache of most processors
 HEADER = ("contender", "µs per parameter", "p20 - p80", "step ms", "speed-up")
+
+
+def _make_sweeper() -> Callable[[], object]:
+    """Return a function that fills the caches with something else."""
+    other = torch.ones(SWEPT_BYTES // 4)
+    return lambda: other.mul_(1.0)
 
 
 def measure(
     case: Case,
     n_tensors: int,
     *,
+    caches: str,
     n_threads: int,
     seconds: float,
     on_round: Callable[[float], None] | None = None,
 ) -> list[report.Row]:
     """Measure the whole `optimizer.step()` over tensors of one element, in turns.
 
+    Args:
+        case: What to measure.
+        n_tensors: Number of parameters.
+        caches: "warm" or "cold".
+        n_threads: torch threads.
+        seconds: Time budget.
+        on_round: Called with the fraction done.
+
     Returns:
         One row per contender, `us` being microseconds per parameter.
     """
     with report.threads(n_threads):
         steps = contenders.build_steps(case, [(1,)] * n_tensors, only=CONTENDERS)
-        timings = interleave(steps, seconds=seconds, on_round=on_round)
+        timings = interleave(
+            steps,
+            seconds=seconds,
+            before=_make_sweeper() if caches == "cold" else None,
+            on_round=on_round,
+        )
     steps.clear()
     gc.collect()
     baseline = timings[case.baseline]
@@ -45,6 +69,7 @@ def measure(
         {
             "case": case.name,
             "n_tensors": n_tensors,
+            "caches": caches,
             "threads": n_threads,
             "contender": name,
             "rounds": len(spread.values),
@@ -76,6 +101,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tensors", nargs="+", type=report.positive, default=[161, 2000, 20000])
     fused = [name for name, case in CASES.items() if case.baseline == "torch-fused"]
     add("--cases", nargs="+", choices=fused, default=["adamw", "adamw-combined"], metavar="NAME")
+    add("--caches", nargs="+", choices=("warm", "cold"), default=["warm", "cold"])
     add("--threads", nargs="+", type=report.positive, default=[1])
     return parser.parse_args(arguments)
 
@@ -87,20 +113,25 @@ def main(arguments: Sequence[str] | None = None) -> list[report.Row]:
     if reason is not None:
         print(f"ours is not measured: {reason}", file=sys.stderr)
     jobs = [
-        (CASES[name], n_tensors, n_threads)
+        (CASES[name], n_tensors, caches, n_threads)
         for name in options.cases
         for n_tensors in options.tensors
+        for caches in options.caches
         for n_threads in options.threads
     ]
     rows: list[report.Row] = []
     sections = []
     with Progress(len(jobs)) as progress:
-        for case, n_tensors, n_threads in jobs:
-            title = f"{case.title}, {n_tensors:,} tensors of one element, {n_threads} thread(s)"
+        for case, n_tensors, caches, n_threads in jobs:
+            title = (
+                f"{case.title}, {n_tensors:,} tensors of one element, {caches} caches, "
+                f"{n_threads} thread{'s' if n_threads > 1 else ''}"
+            )
             progress.begin(title)
             measured = measure(
                 case,
                 n_tensors,
+                caches=caches,
                 n_threads=n_threads,
                 seconds=options.seconds,
                 on_round=progress.at,

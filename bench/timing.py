@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
+Step = Callable[[], object]
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
@@ -63,7 +64,7 @@ def paired_ratio(numerator: Spread, denominator: Spread) -> Spread:
     return Spread(tuple(a / b for a, b in pairs))
 
 
-def _time_turn(step: Callable[[], object], n_calls: int, clock: Clock) -> float:
+def _time_turn(step: Step, n_calls: int, clock: Clock) -> float:
     start = clock()
     for _ in range(n_calls):
         step()
@@ -71,7 +72,7 @@ def _time_turn(step: Callable[[], object], n_calls: int, clock: Clock) -> float:
 
 
 def _warm_up(
-    steps: Mapping[str, Callable[[], object]], n_calls: int, min_turn_s: float, clock: Clock
+    steps: Mapping[str, Step], n_calls: int, min_turn_s: float, clock: Clock
 ) -> dict[str, int]:
     """Call every step a few times and return how many calls make one turn of each."""
     calls = {}
@@ -82,13 +83,14 @@ def _warm_up(
 
 
 def interleave(
-    steps: Mapping[str, Callable[[], object]],
+    steps: Mapping[str, Step],
     *,
     seconds: float,
     min_rounds: int = 5,
     max_rounds: int = 1000,
     warmup: int = 3,
-    min_turn_s: float = 0.002,
+    min_turn_s: float = 0.02,
+    before: Step | None = None,
     clock: Clock = time.perf_counter,
     on_round: Callable[[float], None] | None = None,
 ) -> dict[str, Spread]:
@@ -104,6 +106,8 @@ def interleave(
         max_rounds: Rounds after which to stop.
         warmup: Calls of each function before the first round.
         min_turn_s: Least duration of a turn, in seconds.
+        before: Called off the clock before every turn, which then is one call; say, to empty the
+            caches.
         clock: Returns seconds.
         on_round: Called after each round with the fraction done, in [0, 1].
 
@@ -116,7 +120,7 @@ def interleave(
     gc.collect()
     gc.disable()
     try:
-        calls = _warm_up(steps, warmup, min_turn_s, clock)
+        calls = _warm_up(steps, warmup, 0 if before else min_turn_s, clock)
         start = clock()
         for done in range(max_rounds):
             elapsed = clock() - start
@@ -124,6 +128,8 @@ def interleave(
                 break
             first = done % max(len(names), 1)
             for name in names[first:] + names[:first]:
+                if before is not None:
+                    before()
                 values[name].append(_time_turn(steps[name], calls[name], clock))
             if on_round is not None:
                 in_time = (clock() - start) / seconds if seconds > 0 else 1.0

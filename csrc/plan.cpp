@@ -50,6 +50,27 @@ std::vector<std::pair<PyObject*, py::object>> pick(const py::dict& dict, const W
   return pairs;
 }
 
+// Note [Cold caches]
+// After a forward and backward pass nothing that a step walks is in the cache, and its objects are
+// small and far apart: 35 cache lines per parameter, each of them a wait. So they are fetched ahead
+// in two rounds, the objects and then what they point to. It saves a sixth of a cold step's time
+// before the update (bench/bench_host.py).
+constexpr size_t kAheadContents = 4;
+constexpr size_t kAheadObjects = 8;
+
+void prefetch(const void* object, int n_lines) {
+  for (int line = 0; line < n_lines; ++line) {
+    __builtin_prefetch(static_cast<const char*>(object) + 64 * line);
+  }
+}
+
+void prefetch_object(const at::TensorImpl* tensor) { prefetch(tensor, 3); }
+
+void prefetch_contents(const at::TensorImpl* tensor) {
+  prefetch(tensor->unsafe_storage().unsafeGetStorageImpl(), 2);
+  prefetch(tensor->autograd_meta(), 2);
+}
+
 void bump_version(const at::Tensor& tensor) {
   if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }
@@ -99,9 +120,34 @@ void Plan::Batch::release() {
   for (auto* list : {&params, &grads, &models}) list->clear();
 }
 
+template <class Fetch>
+void Plan::Entry::for_each_tensor(const Fetch& fetch) const {
+  fetch(impl._unsafe_get_target());
+  if (master.has_value()) fetch(master->unsafeGetTensorImpl());
+  for (const at::Tensor& state : states) fetch(state.unsafeGetTensorImpl());
+  if (step.has_value()) fetch(step->unsafeGetTensorImpl());
+}
+
+// Fetches what the step will need of the entries after `index`; see Note [Cold caches].
+void Plan::prefetch_after(size_t index) const {
+  if (index + kAheadObjects < entries_.size()) {
+    const Entry& entry = entries_[index + kAheadObjects];
+    prefetch(entry.object, 1);
+    prefetch(entry.owner.ptr(), 1);
+    entry.for_each_tensor(prefetch_object);
+  }
+  if (index + kAheadContents < entries_.size()) {
+    entries_[index + kAheadContents].for_each_tensor(prefetch_contents);
+  }
+  const Entry& entry = entries_[index];
+  if (entry.step.has_value()) prefetch(entry.step->const_data_ptr(), 1);
+}
+
 bool Plan::same_state(const py::dict& state) const {
   if (!contains_in_order(state.ptr(), state_)) return false;
-  for (const Entry& entry : entries_) {
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    prefetch_after(i);
+    const Entry& entry = entries_[i];
     if (entry.owner && !contains_in_order(entry.owner.ptr(), entry.watched)) return false;
   }
   return true;

@@ -81,6 +81,9 @@ class Plan {
     int64_t group = 0, batch = 0;
     bool bound = false;
     bool takes_part = false;  // had a gradient in the last step
+
+    template <class Fetch>
+    void for_each_tensor(const Fetch& fetch) const;
   };
 
   // The argument lists of one op call. States and what follows stay from step to step.
@@ -94,6 +97,7 @@ class Plan {
 
   bool gather(const py::list& param_groups, const py::dict& state);
   bool same_state(const py::dict& state) const;
+  void prefetch_after(size_t index) const;
   bool take(Entry& entry, const at::Tensor& param);
   void refill();
   StepResult run(const GroupValues& values, const StepOptions& options);

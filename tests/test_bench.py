@@ -130,6 +130,21 @@ def test_interleave_repeats_short_steps_within_a_turn():
     assert timings["a"].values == (0.25, 0.25)
 
 
+def test_interleave_calls_before_each_turn_off_the_clock():
+    clock = FakeClock()
+    timings = interleave(
+        {"a": clock.step("a", [0.25]), "b": clock.step("b", [0.5])},
+        seconds=0,
+        min_rounds=1,
+        warmup=1,
+        min_turn_s=1,
+        before=clock.step("before", [100.0]),
+        clock=clock,
+    )
+    assert clock.log == ["a", "b", "before", "a", "before", "b"]
+    assert (timings["a"].values, timings["b"].values) == ((0.25,), (0.5,))
+
+
 def test_rows_and_tables():
     timings = {"ours": Spread((0.5,)), "torch-fused": Spread((1.0,)), report.STREAM: Spread((0.4,))}
     rows = report.timing_rows(

@@ -11,6 +11,7 @@ from fusedtricks import backends, reference
 from fusedtricks.optim import native
 from fusedtricks.optim.checkpoint import CheckpointMixin, remember_initial_lr
 from fusedtricks.optim.entry_checks import check_entry, check_group, overlap
+from fusedtricks.optim.hooks import hook_step
 from fusedtricks.optim.state import StateMixin
 from fusedtricks.optim.validation import check_extras
 from fusedtricks.reference import Entry, GradOptions, Outcome
@@ -62,6 +63,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
     """
 
     _step_supports_amp_scaling = True
+    profile_hook_step = staticmethod(hook_step)
 
     algorithm: ClassVar[str]
     flag_names: ClassVar[tuple[str, ...]]
