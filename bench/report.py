@@ -115,6 +115,11 @@ def timing_rows(
     return rows
 
 
+def streaming_rate(rows: Sequence[Row]) -> float:
+    """Return the GB/s of the streaming loop among rows of `timing_rows`, 0 without one."""
+    return max((row["gb_s"] for row in rows if row["contender"] == STREAM), default=0.0)
+
+
 TIMING_HEADER = ("contender", "median ms", "p20 - p80", "speed-up", "GB/s", "of limit")
 
 

@@ -5,6 +5,10 @@ names an algorithm and profilers, `torch.compile` and `opcheck` see named ops. T
 come from the compiled extension (CPU), which may be missing: `missing_reason` then says why.
 """
 
+import importlib
+import warnings
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -42,6 +46,13 @@ def _grad_statistics_fake(
     grad_scale: Tensor | None,
     clip_value: float | None,
 ) -> tuple[Tensor, Tensor]:
+    torch._check_value(
+        sum(group_sizes) == len(grads) and len(group_sizes) == len(centralize),
+        lambda: (
+            f"grad_statistics: expected group_sizes to sum to {len(grads)} and one centralize "
+            f"for each, got {group_sizes} and {centralize}"
+        ),
+    )
     smallest_ndims = [
         c for c, size in zip(centralize, group_sizes, strict=True) for _ in range(size)
     ]
@@ -64,14 +75,31 @@ def _finalize_statistics_fake(
     return norm, torch.empty_like(norm), torch.empty_like(norm, dtype=torch.float32)
 
 
-try:
-    # Loads after the schemas exist: the extension registers implementations for them.
-    from fusedtricks import _C as native
+_REINSTALL = "reinstall with: FUSEDTRICKS_CPP=1 pip install --no-build-isolation ."
 
-    missing_reason = ""
-except ImportError as error:
-    native = None
-    missing_reason = (
-        f"the extension fusedtricks._C did not load ({error}); install a C++ compiler and "
-        "reinstall with FUSEDTRICKS_CPP=1 pip install --no-build-isolation ."
-    )
+
+def _load_native() -> tuple[ModuleType | None, str]:
+    """Return the compiled extension, or None and why it is missing and what to do."""
+    try:
+        extension = importlib.import_module("fusedtricks._C")
+    except ModuleNotFoundError:
+        return None, f"the extension was not compiled; install a C++ compiler and {_REINSTALL}"
+    except ImportError as error:
+        return _unusable(f"the extension fusedtricks._C does not load ({error})")
+    built_for = extension.build_info()["torch"]
+    if built_for.split(".")[:2] != torch.__version__.split(".")[:2]:
+        return _unusable(
+            f"the extension was compiled for torch {built_for}, torch {torch.__version__} is "
+            "installed"
+        )
+    return extension, ""
+
+
+def _unusable(why: str) -> tuple[None, str]:
+    reason = f"{why}; {_REINSTALL}"
+    warnings.warn(f"fusedtricks falls back to plain torch: {reason}", stacklevel=3)
+    return None, reason
+
+
+# After the schemas, for which the extension registers implementations.
+native, missing_reason = _load_native()

@@ -202,6 +202,15 @@ def test_wrong_arguments_of_grad_statistics(wrong: str) -> None:
     call("grad_statistics", statistics_arguments())
 
 
+def test_wrong_group_sizes_of_meta_gradients_are_refused_at_once() -> None:
+    given = statistics_arguments()
+    given["grads"] = [grad.to("meta") for grad in given["grads"]]
+    call("grad_statistics", given)
+    for sizes in ([2, 2**62], [1, 1], [len(given["grads"])]):
+        with pytest.raises(ValueError, match="expected group_sizes to sum to 3"):
+            call("grad_statistics", given | {"group_sizes": sizes})
+
+
 def wrong_totals() -> dict[str, list[Tensor]]:
     good = torch.ones(2, dtype=torch.float64)
     return {
@@ -282,4 +291,4 @@ def fuzz_all(n: int) -> None:
 
 
 def test_rubbish_never_ends_the_process() -> None:
-    run_apart("t.fuzz_all(1000)")
+    run_apart("t.fuzz_all(3000)")
