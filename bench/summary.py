@@ -17,7 +17,7 @@ LINES = (
     ("ResNet-50, AdamW", "resnet50", "adamw"),
     ("ResNet-50, clip + centralize + AdamW", "resnet50", "adamw-combined"),
     ("ResNet-50, clip + centralize + SGD momentum", "resnet50", "sgd-combined"),
-    ("ResNet-50, the same with AdamW, bf16, fp32 masters", "resnet50", "adamw-bf16-combined"),
+    ("ResNet-50 in bf16, fp32 masters, clip + centralize + AdamW", "resnet50", "adamw-bf16-combined"),
     ("ResNet-50, RMSprop", "resnet50", "rmsprop"),
     ("ViT-B/16, clip + centralize + AdamW", "vit_b_16", "adamw-combined"),
     ("GPT-2 small, clip + centralize + AdamW", "gpt2_small", "adamw-combined"),
@@ -47,7 +47,7 @@ def make_table(results: list[report.Row], *, n_threads: int) -> str:
                 title,
                 f"{torch_ms:.1f} ms",
                 f"{ours['median_ms']:.1f} ms",
-                f"**{ours['speedup']:.1f}x**",
+                f"**{ours['speedup']:.2f}x**",
                 f"{share:.0%}",
             )
         )
