@@ -17,7 +17,11 @@ LINES = (
     ("ResNet-50, AdamW", "resnet50", "adamw"),
     ("ResNet-50, clip + centralize + AdamW", "resnet50", "adamw-combined"),
     ("ResNet-50, clip + centralize + SGD momentum", "resnet50", "sgd-combined"),
-    ("ResNet-50 in bf16, fp32 masters, clip + centralize + AdamW", "resnet50", "adamw-bf16-combined"),
+    (
+        "ResNet-50 in bf16 with fp32 masters, the same with AdamW",
+        "resnet50",
+        "adamw-bf16-combined",
+    ),
     ("ResNet-50, RMSprop", "resnet50", "rmsprop"),
     ("ViT-B/16, clip + centralize + AdamW", "vit_b_16", "adamw-combined"),
     ("GPT-2 small, clip + centralize + AdamW", "gpt2_small", "adamw-combined"),

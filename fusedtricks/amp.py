@@ -60,13 +60,13 @@ class GradScaler(torch.amp.GradScaler):
         # Kept only while it steps: an exception must not leave a scale behind for the next try.
         optimizer.grad_scale = scale * getattr(optimizer, "grad_scale", 1)
         optimizer._wants_flag = True
-        optimizer._nonfinite = None
+        optimizer._record.nonfinite = None
         try:
             result = optimizer.step(*args, **kwargs)
         finally:
             del optimizer.grad_scale
             optimizer._wants_flag = False
-        flag, optimizer._nonfinite = optimizer._nonfinite, None
+        flag, optimizer._record.nonfinite = optimizer._record.nonfinite, None
         state = self._per_optimizer_states[id(optimizer)]
         # No flag: no parameter had a gradient.
         state["found_inf_per_device"] = {} if flag is None else {flag.device: flag}

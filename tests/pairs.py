@@ -62,6 +62,18 @@ def clones(params: list[Tensor]) -> list[Tensor]:
     return [leaf(p.detach().clone()) for p in params]
 
 
+def add_missing_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create what torch.optim.Adagrad before 2.12 creates in its constructor only."""
+    if type(optimizer) is not torch.optim.Adagrad or torch.__version__ >= (2, 12):
+        return
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            state = optimizer.state[param]
+            if param.grad is not None and not state:
+                state["step"] = torch.tensor(0.0)
+                state["sum"] = torch.full_like(param, group["initial_accumulator_value"])
+
+
 class Pair:
     """Ours on `params`, torch's on a float64 copy of them."""
 
@@ -118,6 +130,7 @@ class Pair:
         """Take a step of both with new gradients."""
         self.set_grads(without)
         self.ours.step()
+        add_missing_state(self.theirs)
         self.case.torch_step(self.theirs)
 
     def check(self) -> None:

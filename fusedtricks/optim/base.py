@@ -12,7 +12,7 @@ from fusedtricks.optim import native
 from fusedtricks.optim.checkpoint import CheckpointMixin, remember_initial_lr
 from fusedtricks.optim.entry_checks import check_entry, check_group, overlap
 from fusedtricks.optim.hooks import hook_step
-from fusedtricks.optim.state import StateMixin
+from fusedtricks.optim.state import StateMixin, StepRecord
 from fusedtricks.optim.validation import check_extras
 from fusedtricks.reference import Entry, GradOptions, Outcome
 
@@ -55,11 +55,6 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
 
     One step does, in this order: unscale, check for non-finite values, clip by value, clip by
     norm, centralize, decay and update. Gradients are read, not written.
-
-    Attributes:
-        grad_norm: Norm of the gradients before clipping by it, 0-dim, after a step that needed
-            the statistics sweep; None otherwise.
-        skipped_steps: Number of steps left out because a gradient was not finite.
     """
 
     _step_supports_amp_scaling = True
@@ -74,14 +69,10 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
     skip_nonfinite: bool = False
     write_grads: bool = False
     backend: str = "auto"
-    grad_norm: Tensor | None = None
-    skipped_steps: int = 0
 
     _plan = None
     _plan_layout: list[Any] | None = None
     _wants_flag = False
-    _nonfinite: Tensor | None = None
-    _norm_dtype = torch.float32
 
     def __init__(
         self,
@@ -109,6 +100,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         self.skip_nonfinite = skip_nonfinite
         self.write_grads = write_grads
         self.backend = backend
+        self._record = StepRecord()
         super().__init__(params, defaults)
 
     # What an algorithm defines. ------------------------------------------------------------------
@@ -197,9 +189,10 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             outcome = self._take_step()
-        self.grad_norm = None if outcome.norm is None else outcome.norm.to(self._norm_dtype)
-        self._nonfinite = outcome.nonfinite
-        self.skipped_steps += outcome.skipped
+        record = self._record
+        record.grad_norm = None if outcome.norm is None else outcome.norm.to(record.norm_dtype)
+        record.nonfinite = outcome.nonfinite
+        record.skipped_steps += outcome.skipped
         return loss
 
     def _take_step(self) -> Outcome:
@@ -211,7 +204,8 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
             self._from_scaler("grad_scale"),
             self._from_scaler("found_inf"),
         )
-        if self._plan is not None and not self.write_grads and not torch.compiler.is_compiling():
+        traces = torch.compiler.is_compiling()
+        if self._plan is not None and not self.write_grads and not traces:
             try:
                 outcome = native.planned_step(self, options)
             except Exception:
@@ -219,7 +213,8 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
                 raise
             if outcome is not None:
                 return outcome
-        self._plan = None
+        if not traces:
+            self._plan = None
         entries = self._entries()
         if not entries:
             return Outcome(skipped=False)
@@ -278,7 +273,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         """Refuse what no backend takes; return whether the compiled backend takes everything."""
         obstacle = ""
         is_wide = any(entry.grad.dtype == torch.float64 for entry in entries)
-        self._norm_dtype = torch.float64 if is_wide else torch.float32
+        self._record.norm_dtype = torch.float64 if is_wide else torch.float32
         traces = torch.compiler.is_compiling()
         for index in set() if traces else {entry.group_index for entry in entries}:
             check_group(self, index)

@@ -5,17 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedtricks.optim.state import StepRecord
+
 __all__ = ["CheckpointMixin", "remember_initial_lr"]
 
 # What an optimizer keeps besides defaults, groups and state when it is pickled or copied.
-_PUBLIC = (
+_KEPT = (
     "clip_grad_norm",
     "clip_grad_value",
     "skip_nonfinite",
     "write_grads",
     "backend",
-    "grad_norm",
-    "skipped_steps",
+    "_record",
 )
 
 
@@ -30,11 +31,12 @@ class CheckpointMixin:
     """Overrides of torch.optim.Optimizer's pickling and loading."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {name: getattr(self, name) for name in _PUBLIC}
+        return super().__getstate__() | {name: getattr(self, name) for name in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+        self.__dict__.setdefault("_record", StepRecord())
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)

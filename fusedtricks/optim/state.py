@@ -1,5 +1,6 @@
 """What an optimizer keeps for each parameter, and when it is created."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,11 +8,41 @@ from torch import Tensor
 
 from fusedtricks.reference import Entry
 
-__all__ = ["StateMixin"]
+__all__ = ["StateMixin", "StepRecord"]
+
+
+@dataclass
+class StepRecord:
+    """What the last step found.
+
+    An object of its own, because older versions of torch.compile refuse to assign attributes of an
+    optimizer.
+    """
+
+    grad_norm: Tensor | None = None
+    norm_dtype: torch.dtype = torch.float32
+    nonfinite: Tensor | None = None
+    skipped_steps: int = 0
 
 
 class StateMixin:
     """The part of `FusedOptimizer` that creates the state of a parameter."""
+
+    _record: StepRecord
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Norm of the gradients before clipping by it, 0-dim, None without a statistics sweep."""
+        return self._record.grad_norm
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of steps left out because a gradient was not finite."""
+        return self._record.skipped_steps
+
+    @skipped_steps.setter
+    def skipped_steps(self, value: int) -> None:
+        self._record.skipped_steps = value
 
     def _has_master(self, entry: Entry) -> bool:
         return entry.group["master_weights"] and entry.param.dtype in (
