@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 
@@ -75,6 +76,16 @@ void bump_version(const at::Tensor& tensor) {
   if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
+// Counts the writes that autograd knows of; `tensor.data` is not among them.
+uint32_t version_of(const at::Tensor& tensor) {
+  return tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
+}
+
+// Whether an op would take `tensor` as, or as a state of, a parameter of these sizes.
+bool fits(const at::Tensor& tensor, at::IntArrayRef sizes) {
+  return tensor.sizes() == sizes && at::has_internal_overlap(tensor) != at::MemOverlap::Yes;
+}
+
 }  // namespace
 
 Plan::Plan(const std::string& op, size_t n_groups) : op_(find_op(op)), n_groups_(n_groups) {}
@@ -83,9 +94,10 @@ void Plan::add(const py::object& param, int64_t group) {
   const auto tensor = param.cast<at::Tensor>();
   entries_.push_back(
       {.object = param.ptr(),
-       .impl = c10::weak_intrusive_ptr<c10::TensorImpl>(tensor.getIntrusivePtr()),
+       .impl = tensor.unsafeGetTensorImpl(),
        .dtype = tensor.scalar_type(),
-       .group = group});
+       .group = group,
+       .version = version_of(tensor)});
 }
 
 void Plan::bind(
@@ -121,8 +133,7 @@ void Plan::Batch::release() {
 }
 
 template <class Fetch>
-void Plan::Entry::for_each_tensor(const Fetch& fetch) const {
-  fetch(impl._unsafe_get_target());
+void Plan::Entry::for_each_state(const Fetch& fetch) const {
   if (master.has_value()) fetch(master->unsafeGetTensorImpl());
   for (const at::Tensor& state : states) fetch(state.unsafeGetTensorImpl());
   if (step.has_value()) fetch(step->unsafeGetTensorImpl());
@@ -134,13 +145,30 @@ void Plan::prefetch_after(size_t index) const {
     const Entry& entry = entries_[index + kAheadObjects];
     prefetch(entry.object, 1);
     prefetch(entry.owner.ptr(), 1);
-    entry.for_each_tensor(prefetch_object);
+    prefetch_object(entry.impl);
+    entry.for_each_state(prefetch_object);
   }
   if (index + kAheadContents < entries_.size()) {
-    entries_[index + kAheadContents].for_each_tensor(prefetch_contents);
+    const Entry& entry = entries_[index + kAheadContents];
+    prefetch_contents(THPVariable_Unpack(entry.object).unsafeGetTensorImpl());
+    entry.for_each_state(prefetch_contents);
   }
   const Entry& entry = entries_[index];
   if (entry.step.has_value()) prefetch(entry.step->const_data_ptr(), 1);
+}
+
+bool Plan::same_params(const py::list& param_groups) const {
+  if (param_groups.size() != n_groups_) return false;
+  size_t next = 0;
+  for (py::handle group : param_groups) {
+    PyObject* const params = PyDict_GetItemString(group.ptr(), "params");
+    if (params == nullptr || !(PyList_Check(params) || PyTuple_Check(params))) return false;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params); ++i, ++next) {
+      if (next >= entries_.size()) return false;
+      if (PySequence_Fast_GET_ITEM(params, i) != entries_[next].object) return false;
+    }
+  }
+  return next == entries_.size();
 }
 
 bool Plan::same_state(const py::dict& state) const {
@@ -161,8 +189,18 @@ bool Plan::take(Entry& entry, const at::Tensor& param) {
   if (!entry.takes_part) return true;
   if (!entry.bound || param.scalar_type() != entry.dtype || grad.layout() != at::kStrided ||
       !has_supported_dtype(grad) || grad.device() != param.device() ||
-      grad.sizes() != param.sizes() || grad.unsafeGetTensorImpl()->is_python_dispatch()) {
+      grad.sizes() != param.sizes() || grad.unsafeGetTensorImpl()->is_python_dispatch() ||
+      param.is_neg()) {
     return false;
+  }
+  // Others wrote to the parameter, and its master has to follow.
+  if (entry.master.has_value() && version_of(param) != entry.version) return false;
+  if (batches_.size() > 1) {
+    // An op checks its own tensors only; the first must not have written when the second refuses.
+    if (!fits(param, param.sizes())) return false;
+    for (const at::Tensor& state : entry.states) {
+      if (!fits(state, param.sizes())) return false;
+    }
   }
   Batch& batch = batches_[entry.batch];
   batch.grads.push_back(grad);
@@ -193,38 +231,33 @@ void Plan::refill() {
 
 // Collects parameters and gradients; false if the plan is stale.
 bool Plan::gather(const py::list& param_groups, const py::dict& state) {
-  if (param_groups.size() != n_groups_ || !same_state(state)) return false;
-  size_t next = 0;
+  if (!same_params(param_groups) || !same_state(state)) return false;
   bool changed = false;
-  for (py::handle group : param_groups) {
-    PyObject* const params = PyDict_GetItemString(group.ptr(), "params");
-    if (params == nullptr || !PyList_Check(params)) return false;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i, ++next) {
-      if (next >= entries_.size()) return false;
-      Entry& entry = entries_[next];
-      if (PyList_GET_ITEM(params, i) != entry.object) return false;
-      const at::Tensor& param = THPVariable_Unpack(entry.object);
-      // torch.utils.swap_tensors gives a Python parameter another TensorImpl.
-      if (param.unsafeGetTensorImpl() != entry.impl._unsafe_get_target()) return false;
-      const bool took_part = entry.takes_part;
-      if (!take(entry, param)) return false;
-      changed |= entry.takes_part != took_part;
-    }
+  for (Entry& entry : entries_) {
+    const at::Tensor& param = THPVariable_Unpack(entry.object);
+    // torch.utils.swap_tensors gives a Python parameter another TensorImpl.
+    if (param.unsafeGetTensorImpl() != entry.impl) return false;
+    const bool took_part = entry.takes_part;
+    if (!take(entry, param)) return false;
+    changed |= entry.takes_part != took_part;
   }
   if (changed) refill();
-  return next == entries_.size();
+  return true;
 }
 
 StepResult Plan::step(
     const py::list& param_groups, const py::dict& state, const GroupValues& values,
     const StepOptions& options) {
+  if (is_busy_) return {};
+  is_busy_ = true;
   // Gradients must not outlive zero_grad(set_to_none=True), whatever happens here.
   struct Release {
-    std::vector<Batch>& batches;
+    Plan& plan;
     ~Release() {
-      for (Batch& batch : batches) batch.release();
+      for (Batch& batch : plan.batches_) batch.release();
+      plan.is_busy_ = false;
     }
-  } release{batches_};
+  } release{*this};
   if (!gather(param_groups, state)) return {};
   lr_.resize(values.lr.size());
   for (size_t g = 0; g < values.lr.size(); ++g) {
@@ -236,8 +269,14 @@ StepResult Plan::step(
       *lr_[g].mutable_data_ptr<double>() = values.lr[g].cast<double>();
     }
   }
-  py::gil_scoped_release no_gil;
-  return run(values, options);
+  const StepResult result = [&] {
+    py::gil_scoped_release no_gil;
+    return run(values, options);
+  }();
+  for (Entry& entry : entries_) {
+    if (entry.master.has_value()) entry.version = version_of(THPVariable_Unpack(entry.object));
+  }
+  return result;
 }
 
 StepResult Plan::run(const GroupValues& values, const StepOptions& options) {

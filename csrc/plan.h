@@ -68,11 +68,13 @@ class Plan {
   using Watched = std::pair<PyObject*, py::object>;
 
   // Parameters are not owned: Python's garbage collector cannot look in here, so that a parameter
-  // with a reference to its optimizer would never be freed. The weak pointer keeps another tensor
-  // from getting the address.
+  // with a reference to its optimizer would never be freed. Nor weakly, which would forbid
+  // torch.utils.swap_tensors. `object` is used only once it was found in the parameter list, `impl`
+  // only compared. Should another tensor have both addresses, then the optimizer's state, which
+  // owns the parameters it has, was changed or there is none; all else is read anew.
   struct Entry {
     PyObject* object;
-    c10::weak_intrusive_ptr<c10::TensorImpl> impl;
+    const c10::TensorImpl* impl;
     at::ScalarType dtype;
     std::optional<at::Tensor> master, step;
     std::vector<at::Tensor> states;
@@ -81,9 +83,10 @@ class Plan {
     int64_t group = 0, batch = 0;
     bool bound = false;
     bool takes_part = false;  // had a gradient in the last step
+    uint32_t version = 0;     // of the parameter when it was the rounded master
 
     template <class Fetch>
-    void for_each_tensor(const Fetch& fetch) const;
+    void for_each_state(const Fetch& fetch) const;
   };
 
   // The argument lists of one op call. States and what follows stay from step to step.
@@ -96,6 +99,7 @@ class Plan {
   };
 
   bool gather(const py::list& param_groups, const py::dict& state);
+  bool same_params(const py::list& param_groups) const;
   bool same_state(const py::dict& state) const;
   void prefetch_after(size_t index) const;
   bool take(Entry& entry, const at::Tensor& param);
@@ -108,6 +112,7 @@ class Plan {
   std::vector<Batch> batches_;
   std::vector<at::Tensor> lr_;
   size_t n_groups_;
+  bool is_busy_ = false;  // another thread is in the middle of a step; guarded by the GIL
 };
 
 }  // namespace fusedtricks

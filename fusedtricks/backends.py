@@ -55,6 +55,8 @@ def cpu_obstacle(param: Tensor, grad: Tensor, differentiable: bool) -> str:
             return f"a {what} on {tensor.device}"
         if tensor.layout != torch.strided:
             return f"a {what} of layout {tensor.layout}"
+        if not torch.compiler.is_compiling() and tensor.is_neg():
+            return f"a {what} that is a negated view"
         if tensor.dtype not in _DTYPES:
             return f"a {what} of dtype {tensor.dtype}"
     return ""

@@ -96,7 +96,7 @@ def transform(
     grads = []
     flags = []
     for entry in entries:
-        grad = entry.grad.to(_compute_dtype(entry.param.dtype))
+        grad = entry.grad.to(_compute_dtype(entry.param.dtype)).resolve_conj()
         values = _values(grad)
         if options.skips_nonfinite or options.wants_flag:
             flags.append((~torch.isfinite(_values(entry.grad))).any().float())
@@ -160,10 +160,13 @@ def _update_sparse(
     grad = grad.coalesce()
     touched = tuple(grad.indices())
     names = optimizer._state_names(entry.group)
-    tensors = [entry.param, *(state[name] for name in names)]
+    target = state["master_param"] if optimizer._has_master(entry) else entry.param
+    tensors = [target, *(state[name] for name in names)]
     new = _apply(optimizer, entry, grad.values(), [t[touched] for t in tensors], names, step)
     for tensor, value in zip(tensors, new, strict=True):
         tensor[touched] = value.to(tensor.dtype)
+    if target is not entry.param:
+        entry.param[touched] = target[touched].to(entry.param.dtype)
 
 
 def _apply(

@@ -10,7 +10,12 @@ from torch.optim import Optimizer
 from fusedtricks import backends, reference
 from fusedtricks.optim import native
 from fusedtricks.optim.checkpoint import CheckpointMixin, remember_initial_lr
-from fusedtricks.optim.entry_checks import check_entry, check_group, overlap
+from fusedtricks.optim.entry_checks import (
+    check_entry,
+    check_group,
+    check_writable_grad,
+    overlap,
+)
 from fusedtricks.optim.hooks import hook_step
 from fusedtricks.optim.state import StateMixin, StepRecord
 from fusedtricks.optim.validation import check_extras
@@ -48,6 +53,13 @@ class Extras(TypedDict, total=False):
     skip_nonfinite: bool
     write_grads: bool
     backend: str
+
+
+_OF_THE_OPTIMIZER = Extras.__annotations__.keys() - {
+    "centralize_grad",
+    "master_weights",
+    "decouple_lr",
+}
 
 
 class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
@@ -148,6 +160,11 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            for name in sorted(_OF_THE_OPTIMIZER & group.keys()):
+                raise ValueError(
+                    f"Invalid option {name} in a parameter group: it belongs to the whole "
+                    f"optimizer; pass it to {type(self).__name__}(...)"
+                )
             check_extras(group["centralize_grad"], None, None)
             if group["decouple_lr"] and not self._decoupled(group):
                 raise ValueError(
@@ -164,6 +181,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         decay = group["weight_decay"]
         if not group["decouple_lr"] or decay == 0:
             return decay
+        remember_initial_lr(group)
         initial_lr = float(group["initial_lr"])
         return decay / initial_lr if initial_lr != 0 else 0.0
 
@@ -243,6 +261,8 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
     ) -> Outcome:
         if options.found_inf is not None and options.found_inf.item() != 0:
             return Outcome(skipped=True)
+        for entry in entries:
+            check_writable_grad(entry)
         grads, norm, nonfinite = reference.transform(entries, options)
         if options.skips_nonfinite and nonfinite.item() != 0:
             return Outcome(True, norm, nonfinite)

@@ -20,6 +20,16 @@ _KEPT = (
 )
 
 
+# Options of groups that torch.optim does not have.
+_OURS = {
+    "centralize_grad",
+    "master_weights",
+    "decouple_lr",
+    "bias_correction",
+    "eps_inside_sqrt",
+}
+
+
 def remember_initial_lr(group: dict[str, Any]) -> None:
     """Note the learning rate that a decay by (lr / initial_lr) refers to, if there is one."""
     if group["decouple_lr"]:
@@ -65,12 +75,18 @@ class CheckpointMixin:
                 Nothing has changed then.
         """
         loaded: dict[str, Any] = {}
+        groups_before = [dict(group) for group in self.param_groups]
 
         def before(optimizer: Any, given: dict[str, Any]) -> None:
             loaded.update(given)
             self._check_shapes(given)
 
         def after(optimizer: Any) -> None:
+            # What torch.optim does not know is not in its checkpoints.
+            for group, old, new in zip(
+                self.param_groups, groups_before, loaded["param_groups"], strict=True
+            ):
+                group.update({name: old[name] for name in _OURS & old.keys() - new.keys()})
             self._restore_exactly(loaded)
 
         handles = [

@@ -13,10 +13,11 @@ from fusedtricks.reference import Entry, centralize_ndim
 if TYPE_CHECKING:
     from fusedtricks.optim.base import FusedOptimizer
 
-__all__ = ["check_entry", "check_group", "overlap"]
+__all__ = ["check_entry", "check_group", "check_writable_grad", "overlap"]
 
 # States that an option adds when it is turned on later; all others exist from the first step on.
 _APPEAR_LATER = frozenset({"momentum_buffer", "grad_avg", "max_exp_avg_sq", "master_param"})
+_STATES_OF_ANY = _APPEAR_LATER | {"exp_avg", "exp_avg_sq", "square_avg", "sum"}
 _ADVICE = (
     "; the checkpoint does not belong to this model, or the model changed after the state was made"
 )
@@ -41,7 +42,7 @@ def check_group(optimizer: "FusedOptimizer", index: int) -> None:
     try:
         for value in optimizer._hyper(group):
             float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         options = {name: value for name, value in group.items() if name != "params"}
         raise TypeError(
             f"{type(optimizer).__name__}: expected numbers in group {index}, got {options}"
@@ -84,6 +85,19 @@ def check_entry(optimizer: "FusedOptimizer", entry: Entry) -> None:
     _check_state(optimizer, entry, name)
 
 
+def check_writable_grad(entry: Entry) -> None:
+    """Refuse a gradient that `write_grads=True` could not write.
+
+    Raises:
+        RuntimeError: If elements of the gradient share memory.
+    """
+    if _is_expanded(entry.grad):
+        raise RuntimeError(
+            f"write_grads=True cannot write the gradient of {_name(entry)}: it was expanded, so "
+            "that its elements share memory; clone() it"
+        )
+
+
 def overlap(params: Sequence[Tensor]) -> bool:
     """Return whether two of `params`, plain tensors of one memory, may share elements.
 
@@ -110,7 +124,9 @@ def _is_expanded(tensor: Tensor) -> bool:
 def _check_state(optimizer: "FusedOptimizer", entry: Entry, name: str) -> None:
     state = optimizer.state.get(entry.param) or {}
     watched = optimizer._watched(entry)
-    if not any(key in state for key in watched):
+    if not any(key in state for key in watched) and not (
+        optimizer.has_step and _STATES_OF_ANY & state.keys()
+    ):
         return
     for key in watched:
         wrong: str | None = None

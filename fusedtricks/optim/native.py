@@ -108,7 +108,7 @@ def _build_plan(optimizer: "FusedOptimizer", entries: list[Entry]) -> Any:
                 continue
             state, count = optimizer._ensure_state(entry)
             names = optimizer._state_names(group)
-            # A parameter listed twice is updated twice, one after the other, as torch does.
+            # A parameter listed twice is updated twice, one after the other.
             batch = batches.setdefault((names, seen[id(param)]), len(batches))
             seen[id(param)] += 1
             watched = optimizer._watched(entry)
@@ -151,6 +151,10 @@ class _Batch:
         self.group_sizes[entry.group_index] += 1
 
 
+def _as_tensor(lr: float | Tensor) -> Tensor:
+    return lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64, device="cpu")
+
+
 def _listed_step(
     optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
 ) -> Outcome:
@@ -163,10 +167,7 @@ def _listed_step(
         seen[id(entry.param)] += 1
         batches.setdefault(key, _Batch([0] * len(groups))).add(optimizer, entry)
     centralize = [centralize_ndim(group["centralize_grad"]) for group in groups]
-    lr = [
-        group["lr"] if isinstance(group["lr"], Tensor) else torch.tensor(group["lr"])
-        for group in groups
-    ]
+    lr = [_as_tensor(group["lr"]) for group in groups]
     norm = coefficient = nonfinite = None
     found_inf = options.found_inf
     row_means: list[Tensor | None] = [None] * len(batches)

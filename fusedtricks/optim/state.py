@@ -66,11 +66,11 @@ class StateMixin:
         """
         watched = self._watched(entry)
         if not watched:
-            return {}, torch.ones(())
+            return {}, torch.ones((), device="cpu")
         state = self.state[entry.param]
         fresh = False
-        if self._has_master(entry) and "master_param" not in state:
-            state["master_param"] = entry.param.detach().clone().float()
+        if self._has_master(entry):
+            _follow_param(state, entry.param.detach())
         like = state["master_param"] if self._has_master(entry) else entry.param
         if self.has_step and "step" not in state:
             dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
@@ -81,9 +81,23 @@ class StateMixin:
                 state[name] = self._new_state(like, entry.group)
         if self.has_step:
             return state, state["step"]
-        return state, torch.zeros(()) if fresh else torch.ones(())
+        return state, torch.full((), 0.0 if fresh else 1.0, device="cpu")
 
     def _new_state(self, like: Tensor, group: dict[str, Any]) -> Tensor:
         value = self._initial_value(group)
         fill = complex(value, value) if like.is_complex() else value
         return torch.full_like(like, fill, memory_format=torch.preserve_format).detach()
+
+
+def _follow_param(state: dict[str, Any], param: Tensor) -> None:
+    """Create the master of `param`, or give it the values that others wrote to the parameter.
+
+    Where the parameter still is the rounded master, the master keeps its digits.
+    """
+    master = state.get("master_param")
+    if master is None:
+        state["master_param"] = param.clone().float()
+    elif not torch.compiler.is_compiling():
+        written = (master.to(param.dtype) != param) & ~(master.isnan() & param.isnan())
+        if written.any():
+            master.copy_(torch.where(written, param.to(master.dtype), master))
