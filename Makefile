@@ -1,5 +1,6 @@
 # make demo   trains the demo            make test   runs all tests
-# make setup  only prepares .venv        make bench  measures the step against torch
+# make setup  only prepares .venv        make bench  measures the step against torch; with
+#                                        BENCH_ARGS="--help" and the like only bench_step.py
 #
 # Each works alone on a fresh clone. TORCH chooses another torch: make test TORCH=torch==2.14.1
 PYTHON ?= python3
@@ -26,23 +27,23 @@ setup: $(BUILT)
 
 bench: setup
 	$(BIN)/python bench/bench_step.py $(BENCH_ARGS)
-	$(BIN)/python bench/bench_host.py
-	$(BIN)/python bench/bench_busy.py
+	$(if $(BENCH_ARGS),,$(BIN)/python bench/bench_host.py)
+	$(if $(BENCH_ARGS),,$(BIN)/python bench/bench_busy.py)
 
 $(INSTALLED): pyproject.toml Makefile
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'fusedtricks needs Python 3.10 or newer; set PYTHON=...')"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'fusedtricks needs Python 3.10 or newer; set PYTHON=...')"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.12" numpy
-	rm -rf $(VENV)/.installed-* build
-	touch "$@"
+	@rm -rf $(VENV)/.installed-* build
+	@touch "$@"
 
 $(BUILT): $(INSTALLED) $(SOURCES)
 	@echo "== compiling the extension, installing the demo's and the tests' packages: about a minute"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	rm -f build/.built-*
-	mkdir -p build
-	touch "$@"
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	@rm -f build/.built-*
+	@mkdir -p build
+	@touch "$@"
 
 lint: setup
 	$(BIN)/ruff check .

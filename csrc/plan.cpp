@@ -6,6 +6,7 @@
 
 #include <unordered_set>
 
+#include "prefetch.h"
 #include "step_args.h"
 
 namespace fusedtricks {
@@ -49,27 +50,6 @@ std::vector<std::pair<PyObject*, py::object>> pick(const py::dict& dict, const W
     pairs.emplace_back(item.first.ptr(), py::reinterpret_borrow<py::object>(item.second));
   }
   return pairs;
-}
-
-// Note [Cold caches]
-// After a forward and backward pass nothing that a step walks is in the cache, and its objects are
-// small and far apart: 35 cache lines per parameter, each of them a wait. So they are fetched ahead
-// in two rounds, the objects and then what they point to. It saves a sixth of a cold step's time
-// before the update (bench/bench_host.py).
-constexpr size_t kAheadContents = 4;
-constexpr size_t kAheadObjects = 8;
-
-void prefetch(const void* object, int n_lines) {
-  for (int line = 0; line < n_lines; ++line) {
-    __builtin_prefetch(static_cast<const char*>(object) + 64 * line);
-  }
-}
-
-void prefetch_object(const at::TensorImpl* tensor) { prefetch(tensor, 3); }
-
-void prefetch_contents(const at::TensorImpl* tensor) {
-  prefetch(tensor->unsafe_storage().unsafeGetStorageImpl(), 2);
-  prefetch(tensor->autograd_meta(), 2);
 }
 
 void bump_version(const at::Tensor& tensor) {

@@ -1,6 +1,6 @@
 // The validated view of an op's arguments: plain pointers, sizes and dtypes.
 //
-// Every check of the C++ side lives here, and all of them run before anything is written. The
+// Every check of an op lives here, and all of them run before the op writes anything. The
 // drivers see dense tensors that share one layout; for others `Staging` holds dense copies, which
 // are written back after the update. See docs/architecture.md, "Strides".
 #pragma once

@@ -48,6 +48,8 @@ def cpu_obstacle(param: Tensor, grad: Tensor, differentiable: bool) -> str:
         return ops.missing_reason
     if differentiable:
         return "differentiable=True"
+    if not torch.compiler.is_compiling() and param.is_neg():
+        return "a parameter that is a negated view"
     for what, tensor in (("parameter", param), ("gradient", grad)):
         if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
             return f"a {what} of type {type(tensor).__name__}"
@@ -55,8 +57,6 @@ def cpu_obstacle(param: Tensor, grad: Tensor, differentiable: bool) -> str:
             return f"a {what} on {tensor.device}"
         if tensor.layout != torch.strided:
             return f"a {what} of layout {tensor.layout}"
-        if not torch.compiler.is_compiling() and tensor.is_neg():
-            return f"a {what} that is a negated view"
         if tensor.dtype not in _DTYPES:
             return f"a {what} of dtype {tensor.dtype}"
     return ""

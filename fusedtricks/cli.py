@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,10 +161,19 @@ def _prepare(arguments: argparse.Namespace) -> Any:
 
 
 def _resume_command(arguments: argparse.Namespace) -> str:
-    command = ["fusedtricks", "demo", "--name", arguments.name]
+    command = [*_program(), "demo", "--name", arguments.name]
     if arguments.out != "runs":
         command += ["--out", arguments.out]
     return shlex.join([*command, "--resume"])
+
+
+def _program() -> list[str]:
+    """Return how to call this program again: `make demo` calls it by its path."""
+    if shutil.which("fusedtricks"):
+        return ["fusedtricks"]
+    if Path(sys.argv[0]).name == "fusedtricks":
+        return [os.path.relpath(sys.argv[0])]
+    return [Path(sys.executable).name, "-m", "fusedtricks"]
 
 
 def _report(demo: Any) -> None:

@@ -85,18 +85,20 @@ def _load_native() -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError:
         return None, f"the extension was not compiled; install a C++ compiler and {_REINSTALL}"
     except ImportError as error:
-        return _unusable(f"the extension fusedtricks._C does not load ({error})")
-    built_for = extension.build_info()["torch"]
+        return _unusable(f"the extension fusedtricks._C does not load ({error}); {_REINSTALL}")
+    try:
+        built_for = extension.build_info()["torch"]
+    except ValueError as error:
+        return _unusable(f"environment variable FUSEDTRICKS_ISA: {error}; correct or unset it")
     if built_for.split(".")[:2] != torch.__version__.split(".")[:2]:
         return _unusable(
             f"the extension was compiled for torch {built_for}, torch {torch.__version__} is "
-            "installed"
+            f"installed; {_REINSTALL}"
         )
     return extension, ""
 
 
-def _unusable(why: str) -> tuple[None, str]:
-    reason = f"{why}; {_REINSTALL}"
+def _unusable(reason: str) -> tuple[None, str]:
     warnings.warn(f"fusedtricks falls back to plain torch: {reason}", stacklevel=3)
     return None, reason
 

@@ -171,7 +171,8 @@ def test_a_signal_and_resume_give_the_weights_of_a_whole_run(
     else:
         assert code == 130
         assert len(stderr.splitlines()) == 1
-        assert stderr.endswith("continue with: fusedtricks demo --name 'b c' --resume\n")
+        program = r"(fusedtricks|python\S* -m fusedtricks)"
+        assert re.search(rf"continue with: {program} demo --name 'b c' --resume\n$", stderr)
         assert re.match(r"stopped at \w+ data, \w+, epoch \d of 2, batch \d of 4;", stderr)
     assert len(read_checkpoint(folder / "checkpoint.pt")["results"]) < 4
 

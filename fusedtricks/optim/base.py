@@ -291,6 +291,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
 
     def _check(self, entries: list[Entry]) -> bool:
         """Refuse what no backend takes; return whether the compiled backend takes everything."""
+        check_extras(False, self.clip_grad_norm, self.clip_grad_value)
         obstacle = ""
         is_wide = any(entry.grad.dtype == torch.float64 for entry in entries)
         self._record.norm_dtype = torch.float64 if is_wide else torch.float32

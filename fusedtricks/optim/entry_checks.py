@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fusedtricks.optim.validation import check_extras
 from fusedtricks.reference import Entry, centralize_ndim
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ def check_group(optimizer: "FusedOptimizer", index: int) -> None:
 
     Raises:
         TypeError: If the learning rate or a hyper-parameter is not a number.
-        ValueError: If the learning rate is a tensor of several elements.
+        ValueError: If the learning rate is a tensor of several elements, or centralize_grad is
+            none of its values.
     """
     group = optimizer.param_groups[index]
+    check_extras(group["centralize_grad"], None, None)
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")

@@ -1,5 +1,6 @@
 """Checks of hyper-parameters, with the texts that users of torch.optim know."""
 
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,8 @@ def check_betas(betas: tuple[Any, Any]) -> tuple[Any, Any]:
     Raises:
         ValueError: If they are not in [0, 1), not both floats or both one-element tensors.
     """
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas value: {betas}, expected two")
     for index, beta in enumerate(betas):
         if isinstance(beta, Tensor) and beta.numel() != 1:
             raise ValueError(f"Tensor betas[{index}] must be 1-element")
@@ -79,5 +82,5 @@ def check_extras(
             f"Invalid centralize_grad value: {centralize_grad!r}, expected True, False or 'conv'"
         )
     for name, value in (("clip_grad_norm", clip_grad_norm), ("clip_grad_value", clip_grad_value)):
-        if value is not None and not value >= 0.0:
-            raise ValueError(f"Invalid {name} value: {value}, expected a number >= 0 or None")
+        if value is not None and not (isinstance(value, Real) and value >= 0):
+            raise ValueError(f"Invalid {name} value: {value!r}, expected a number >= 0 or None")

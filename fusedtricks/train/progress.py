@@ -68,9 +68,9 @@ class LineProgress(NoProgress):
     """Prints about four lines per case."""
 
     def on_epoch(self, record: dict[str, float]) -> None:
-        """Print a line for about every fourth part of the epochs."""
+        """Print a line after the first epoch and about every fourth part of the epochs."""
         epoch = record["epoch"]
-        if epoch != self.epochs and epoch % -(-self.epochs // 4):
+        if epoch not in (1, self.epochs) and epoch % -(-self.epochs // 4):
             return
         spent = time.monotonic() - self.began
         left = spent / max(self.n_done - self.n_before, 1) * (self.n_batches - self.n_done)
