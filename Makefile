@@ -40,7 +40,7 @@ $(INSTALLED): pyproject.toml Makefile
 
 $(BUILT): $(INSTALLED) $(SOURCES)
 	@echo "== compiling the extension, installing the demo's and the tests' packages: about a minute"
-	@$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	@PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@rm -f build/.built-*
 	@mkdir -p build
 	@touch "$@"

@@ -254,7 +254,9 @@ StepResult Plan::step(
     return run(values, options);
   }();
   for (Entry& entry : entries_) {
-    if (entry.master.has_value()) entry.version = version_of(THPVariable_Unpack(entry.object));
+    // Others may have run meanwhile; what took part is kept alive by its batch.
+    if (!entry.takes_part || !entry.master.has_value()) continue;
+    entry.version = version_of(THPVariable_Unpack(entry.object));
   }
   return result;
 }
