@@ -2,6 +2,7 @@
 //
 // The conversions use integer operations and exact additions only, so that compilers vectorise
 // them for every instruction set and all of them give the same bits. Rounding is to nearest even.
+// A GPU has an instruction for float16.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +40,11 @@ FT_HOST_DEVICE float to_float(BFloat16 x) {
   return detail::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
 }
 FT_HOST_DEVICE float to_float(Float16 x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
   // Exponent bias 15 -> 127. Infinity and NaN move up by the same amount once more.
@@ -51,6 +57,7 @@ FT_HOST_DEVICE float to_float(Float16 x) {
   uint32_t bits = magnitude < (1u << 23) ? subnormal : normal;
   bits = magnitude >= (31u << 23) ? special : bits;
   return detail::bit_cast<float>(bits | sign);
+#endif
 }
 
 FT_HOST_DEVICE BFloat16 to_bfloat16(float x) {
@@ -60,6 +67,11 @@ FT_HOST_DEVICE BFloat16 to_bfloat16(float x) {
   return {static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded)};
 }
 FT_HOST_DEVICE Float16 to_float16(float x) {
+#if defined(__CUDA_ARCH__)
+  Float16 rounded;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+  return rounded;
+#else
   const uint32_t bits = detail::bit_cast<uint32_t>(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -71,6 +83,7 @@ FT_HOST_DEVICE Float16 to_float16(float x) {
   uint32_t result = magnitude < (113u << 23) ? subnormal : normal;
   result = magnitude >= (143u << 23) ? special : result;
   return {static_cast<uint16_t>(result | sign)};
+#endif
 }
 
 // convert<To>(from), by way of float for the 16-bit types.

@@ -1,17 +1,21 @@
 // The Python module fusedtricks._C: the plan, the planner, and what this build is.
 #include <torch/extension.h>
 
+#include "algorithms.h"
 #include "cpu/driver.h"
 #include "cpu/isa.h"
 #include "plan.h"
 #include "work_list.h"
+#if defined(FUSEDTRICKS_CUDA)
+#include "cuda/tunables.h"
+#endif
 
 namespace fusedtricks {
 namespace {
 
 py::dict build_info() {
   py::dict optimizers;
-  for (const cpu::Algorithm& algorithm : cpu::algorithms()) {
+  for (const Algorithm& algorithm : algorithms()) {
     py::dict entry;
     entry["flags"] = algorithm.flags;
     entry["hyper"] = algorithm.hyper;
@@ -23,6 +27,10 @@ py::dict build_info() {
   info["compiler"] = __VERSION__;
   info["isa"] = cpu::isa_name(cpu::current_isa());
   info["optimizers"] = optimizers;
+#if defined(FUSEDTRICKS_CUDA)
+  info["cuda"] = FUSEDTRICKS_CUDA_VERSION;
+  info["cuda_archs"] = FUSEDTRICKS_CUDA_ARCHS;
+#endif
   return info;
 }
 
@@ -61,6 +69,16 @@ PYBIND11_MODULE(_C, module) {
       },
       py::arg("reads"), py::arg("writes"), "Store the sum of `reads` into each of `writes`.");
 
+#if defined(FUSEDTRICKS_CUDA)
+  module.def("cuda_tunables", &cuda::get_tunables, "What may be tuned for a device, by name.");
+  module.def(
+      "set_cuda_tunables",
+      [](const py::kwargs& changes) {
+        cuda::set_tunables(changes.cast<std::map<std::string, int64_t>>());
+      },
+      "Change some of cuda_tunables(), for all optimizers from now on.");
+#endif
+
   py::class_<GroupValues>(module, "GroupValues", "Values of each group for one step.")
       .def(py::init<>())
       .def(
@@ -81,7 +99,9 @@ PYBIND11_MODULE(_C, module) {
       .def_readonly("norm", &StepResult::norm)
       .def_readonly("nonfinite", &StepResult::nonfinite);
   py::class_<Plan>(module, "Plan", "The tensors of one optimizer, gathered once.")
-      .def(py::init<const std::string&, size_t>(), py::arg("op"), py::arg("n_groups"))
+      .def(
+          py::init<const std::string&, size_t, bool>(), py::arg("op"), py::arg("n_groups"),
+          py::arg("skips_on_device"))
       .def("add", &Plan::add, py::arg("param"), py::arg("group"))
       .def(
           "bind", &Plan::bind, py::arg("batch"), py::arg("master"), py::arg("states"),
@@ -92,13 +112,14 @@ PYBIND11_MODULE(_C, module) {
           [](Plan& plan, const py::list& param_groups, const py::dict& state,
              const GroupValues& values, bool sweeps_grads, bool skips_nonfinite,
              std::optional<double> clip_value, std::optional<double> max_norm,
-             std::optional<at::Tensor> grad_scale, std::optional<at::Tensor> found_inf) {
+             std::optional<at::Tensor> grad_scale, std::optional<at::Tensor> found_inf,
+             std::optional<at::Tensor> skipped_steps) {
             return plan.step(
                 param_groups, state, values,
                 {sweeps_grads, skips_nonfinite, clip_value, max_norm, std::move(grad_scale),
-                 std::move(found_inf)});
+                 std::move(found_inf), std::move(skipped_steps)});
           },
           py::arg("param_groups"), py::arg("state"), py::arg("values"), py::arg("sweeps_grads"),
           py::arg("skips_nonfinite"), py::arg("clip_value"), py::arg("max_norm"),
-          py::arg("grad_scale"), py::arg("found_inf"));
+          py::arg("grad_scale"), py::arg("found_inf"), py::arg("skipped_steps"));
 }

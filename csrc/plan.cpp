@@ -17,7 +17,7 @@ using StepOp = void(
     at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::IntArrayRef, at::TensorList,
     at::TensorList, at::ArrayRef<double>, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
     at::IntArrayRef, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-    std::optional<double>, const OptionalTensor&);
+    std::optional<double>, const OptionalTensor&, const OptionalTensor&);
 using StatisticsOp = std::tuple<at::Tensor, at::Tensor>(
     at::TensorList, at::IntArrayRef, at::IntArrayRef, const OptionalTensor&, std::optional<double>);
 using FinalizeOp =
@@ -66,9 +66,15 @@ bool fits(const at::Tensor& tensor, at::IntArrayRef sizes) {
   return tensor.sizes() == sizes && at::has_internal_overlap(tensor) != at::MemOverlap::Yes;
 }
 
+OptionalTensor to_device(const OptionalTensor& tensor, c10::Device device) {
+  if (!tensor.has_value() || tensor->device() == device) return tensor;
+  return tensor->to(tensor->options().device(device), /*non_blocking=*/true);
+}
+
 }  // namespace
 
-Plan::Plan(const std::string& op, size_t n_groups) : op_(find_op(op)), n_groups_(n_groups) {}
+Plan::Plan(const std::string& op, size_t n_groups, bool skips_on_device)
+    : op_(find_op(op)), n_groups_(n_groups), skips_on_device_(skips_on_device) {}
 
 void Plan::add(const py::object& param, int64_t group) {
   const auto tensor = param.cast<at::Tensor>();
@@ -261,45 +267,71 @@ StepResult Plan::step(
   return result;
 }
 
-StepResult Plan::run(const GroupValues& values, const StepOptions& options) {
-  at::AutoDispatchBelowADInplaceOrView no_autograd;
-  StepResult result;
-  result.done = true;
-  OptionalTensor coefficient;
-  if (options.sweeps_grads) {
-    std::vector<at::Tensor> totals;
-    for (Batch& batch : batches_) {
-      if (batch.params.empty()) continue;
-      static const auto statistics = find_op("grad_statistics").typed<StatisticsOp>();
-      auto [row_means, total] = statistics.call(
-          batch.grads, batch.group_sizes, values.centralize, options.grad_scale,
-          options.clip_value);
-      batch.row_means = row_means;
-      totals.push_back(total);
-    }
-    if (totals.empty()) return result;
-    static const auto finalize = find_op("finalize_statistics").typed<FinalizeOp>();
-    auto [norm, clip, nonfinite] = finalize.call(totals, options.max_norm);
-    result.norm = norm;
-    result.nonfinite = nonfinite;
-    if (options.max_norm.has_value()) coefficient = clip;
+void Plan::sweep_grads(const GroupValues& values, const StepOptions& options, Findings& findings) {
+  std::vector<at::Tensor> totals;
+  for (Batch& batch : batches_) {
+    if (batch.params.empty()) continue;
+    static const auto statistics = find_op("grad_statistics").typed<StatisticsOp>();
+    const c10::Device device = batch.params[0].device();
+    auto [row_means, total] = statistics.call(
+        batch.grads, batch.group_sizes, values.centralize, to_device(options.grad_scale, device),
+        options.clip_value);
+    batch.row_means = row_means;
+    totals.push_back(totals.empty() ? total : *to_device(total, totals[0].device()));
   }
-  result.skipped = scalar_or(options.found_inf, 0) != 0 ||
-                   (options.skips_nonfinite && scalar_or(result.nonfinite, 0) != 0);
-  if (result.skipped) return result;
+  if (totals.empty()) return;
+  static const auto finalize = find_op("finalize_statistics").typed<FinalizeOp>();
+  auto [norm, coefficient, nonfinite] = finalize.call(totals, options.max_norm);
+  findings.norm = norm;
+  findings.nonfinite = nonfinite;
+  if (options.max_norm.has_value()) findings.coefficient = coefficient;
+}
+
+void Plan::update(const GroupValues& values, const StepOptions& options, const Findings& findings) {
   const auto op = op_.typed<StepOp>();
+  OptionalTensor skipped_steps = options.skipped_steps;
   for (const Batch& batch : batches_) {
     if (batch.params.empty()) continue;
-    OptionalTensor row_means;
+    const c10::Device device = batch.params[0].device();
+    OptionalTensor row_means, counter;
     if (options.sweeps_grads) row_means = batch.row_means;
+    // One of the calls counts for all.
+    if (skipped_steps.has_value() && skipped_steps->device() == device) {
+      std::swap(skipped_steps, counter);
+    }
     op.call(
         batch.params, batch.grads, batch.states, batch.models, batch.model_index, batch.steps, lr_,
         values.hyper, values.variants, batch.group_sizes, values.maximize, values.centralize,
-        row_means, coefficient, options.grad_scale, options.clip_value, std::nullopt);
+        row_means, to_device(findings.coefficient, device), to_device(options.grad_scale, device),
+        options.clip_value, to_device(findings.found_inf, device), counter);
     for (const auto* list : {&batch.params, &batch.states, &batch.models}) {
       for (const at::Tensor& tensor : *list) bump_version(tensor);
     }
   }
+}
+
+StepResult Plan::run(const GroupValues& values, const StepOptions& options) {
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  Findings findings;
+  if (options.sweeps_grads) sweep_grads(values, options, findings);
+  StepResult result;
+  result.done = true;
+  result.norm = findings.norm;
+  result.nonfinite = findings.nonfinite;
+  if (skips_on_device_) {
+    findings.found_inf = options.found_inf;
+    if (options.skips_nonfinite && findings.nonfinite.has_value()) {
+      findings.found_inf =
+          options.found_inf.has_value()
+              ? *findings.nonfinite + *to_device(options.found_inf, findings.nonfinite->device())
+              : *findings.nonfinite;
+    }
+  } else {
+    result.skipped = scalar_or(options.found_inf, 0) != 0 ||
+                     (options.skips_nonfinite && scalar_or(findings.nonfinite, 0) != 0);
+    if (result.skipped) return result;
+  }
+  update(values, options, findings);
   return result;
 }
 

@@ -37,6 +37,7 @@ struct StepOptions {
   bool skips_nonfinite = false;
   std::optional<double> clip_value, max_norm;
   std::optional<at::Tensor> grad_scale, found_inf;
+  std::optional<at::Tensor> skipped_steps;  // counts what is skipped on the device
 };
 
 // `done` is false if the plan is stale and nothing was changed.
@@ -48,7 +49,8 @@ struct StepResult {
 
 class Plan {
  public:
-  Plan(const std::string& op, size_t n_groups);
+  // With `skips_on_device` nothing is read back: the ops get the flags that tell them to skip.
+  Plan(const std::string& op, size_t n_groups, bool skips_on_device);
 
   // One call per parameter of every group, in order; `bind` gives the last one its tensors.
   void add(const py::object& param, int64_t group);
@@ -98,6 +100,11 @@ class Plan {
     void release();
   };
 
+  // What the statistics sweep found, and what follows from it.
+  struct Findings {
+    std::optional<at::Tensor> norm, coefficient, nonfinite, found_inf;
+  };
+
   bool gather(const py::list& param_groups, const py::dict& state);
   bool same_params(const py::list& param_groups) const;
   bool same_state(const py::dict& state) const;
@@ -105,6 +112,8 @@ class Plan {
   bool take(Entry& entry, const at::Tensor& param);
   void refill();
   StepResult run(const GroupValues& values, const StepOptions& options);
+  void sweep_grads(const GroupValues& values, const StepOptions& options, Findings& findings);
+  void update(const GroupValues& values, const StepOptions& options, const Findings& findings);
 
   c10::OperatorHandle op_;
   std::vector<Entry> entries_;
@@ -112,6 +121,7 @@ class Plan {
   std::vector<Batch> batches_;
   std::vector<at::Tensor> lr_;
   size_t n_groups_;
+  bool skips_on_device_;
   bool is_busy_ = false;  // another thread is in the middle of a step; guarded by the GIL
 };
 

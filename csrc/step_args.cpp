@@ -73,9 +73,36 @@ void check_step(const std::string& op, const at::Tensor& step, size_t index, c10
       ", got shape ", step.sizes(), ", ", step.scalar_type(), " on ", step.device());
 }
 
-void check_lengths(const std::string& op, const StepRequest& r, int64_t n_states, int64_t n_hyper) {
-  const size_t n = r.params.size();
+// The number of states of all groups that have tensors in this call.
+int64_t check_groups(const std::string& op, const Algorithm& algorithm, const StepRequest& r) {
   const size_t n_groups = r.group_sizes.size();
+  TORCH_CHECK_VALUE(
+      r.hyper.size() == n_groups * algorithm.hyper.size() && r.lr.size() == n_groups &&
+          r.variants.size() == n_groups && r.maximize.size() == n_groups &&
+          r.centralize.size() == n_groups,
+      op, ": expected lr, hyper, variants, maximize and centralize for ", n_groups, " groups");
+  const auto n_variants = static_cast<int64_t>(algorithm.n_states.size());
+  int64_t n_states = -1;
+  for (size_t g = 0; g < n_groups; ++g) {
+    const int64_t flags = r.variants[g];
+    TORCH_CHECK_VALUE(
+        flags >= 0 && flags < n_variants, op, ": expected variants below ", n_variants, ", got ",
+        flags);
+    TORCH_CHECK_VALUE(
+        r.lr[g].numel() == 1, op, ": expected lr of group ", g, " to have one element, got shape ",
+        r.lr[g].sizes());
+    if (r.group_sizes[g] == 0) continue;
+    const int64_t of_group = algorithm.n_states[flags];
+    TORCH_CHECK_VALUE(
+        n_states < 0 || n_states == of_group, op,
+        ": expected groups with the same states in one call, got ", n_states, " and ", of_group);
+    n_states = of_group;
+  }
+  return std::max<int64_t>(n_states, 0);
+}
+
+void check_lengths(const std::string& op, const StepRequest& r, int64_t n_states) {
+  const size_t n = r.params.size();
   TORCH_CHECK_VALUE(r.grads.size() == n, op, ": expected ", n, " grads, got ", r.grads.size());
   TORCH_CHECK_VALUE(
       r.states.size() == n * n_states, op, ": expected ", n * n_states, " states, got ",
@@ -83,19 +110,17 @@ void check_lengths(const std::string& op, const StepRequest& r, int64_t n_states
   TORCH_CHECK_VALUE(
       r.steps.size() == n || r.steps.empty(), op, ": expected ", n, " steps, got ", r.steps.size());
   TORCH_CHECK_VALUE(
-      r.hyper.size() == n_groups * n_hyper && r.lr.size() == n_groups &&
-          r.variants.size() == n_groups && r.maximize.size() == n_groups &&
-          r.centralize.size() == n_groups,
-      op, ": expected lr, hyper, variants, maximize and centralize for ", n_groups, " groups");
-  TORCH_CHECK_VALUE(
       r.model_params.size() == r.model_index.size(), op, ": expected one model_index for each of ",
       r.model_params.size(), " model_params, got ", r.model_index.size());
 }
 
-// The device of `tensor` if it is of the driver's type, else some device of that type, which the
-// tensor is then not on.
-c10::Device device_of(const at::Tensor& tensor, c10::DeviceType type) {
-  return tensor.device().type() == type ? tensor.device() : c10::Device(type);
+void check_counter(
+    const std::string& op, const std::optional<at::Tensor>& counter, c10::Device device) {
+  TORCH_CHECK_VALUE(
+      !counter.has_value() || (counter->numel() == 1 && counter->scalar_type() == at::kLong &&
+                               counter->device() == device),
+      op, ": expected skipped_steps to be one int64 on ", device, ", got shape ", counter->sizes(),
+      ", ", counter->scalar_type(), " on ", counter->device());
 }
 
 // Calls visit(tensor index, group index) for every tensor in order.
@@ -133,17 +158,25 @@ int64_t row_length_if_centralized(const at::Tensor& tensor, int64_t smallest_ndi
   return tensor.numel() / tensor.size(0);
 }
 
-void check_doubles(
+c10::Device common_device(at::TensorList tensors, c10::DeviceType type) {
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.device().type() == type) return tensor.device();
+  }
+  return c10::Device(type);
+}
+
+void check_statistics(
     const std::string& name, const std::optional<at::Tensor>& tensor, int64_t numel,
-    c10::DeviceType device_type) {
+    c10::Device device) {
   const int64_t got = tensor.has_value() ? tensor->numel() : 0;
   TORCH_CHECK_VALUE(got == numel, name, ": expected ", numel, " elements, got ", got);
   if (got == 0) return;
+  const bool fits = tensor->scalar_type() == at::kDouble ||
+                    (tensor->scalar_type() == at::kFloat && !device.is_cpu());
   TORCH_CHECK_VALUE(
-      tensor->scalar_type() == at::kDouble && tensor->is_contiguous() &&
-          tensor->device().type() == device_type,
-      name, ": expected contiguous float64 on ", device_type, ", got ", tensor->scalar_type(),
-      " on ", tensor->device(), " with strides ", tensor->strides());
+      fits && tensor->is_contiguous() && tensor->device() == device, name,
+      ": expected contiguous float64 on ", device, ", got ", tensor->scalar_type(), " on ",
+      tensor->device(), " with strides ", tensor->strides());
 }
 
 double scalar_or(const std::optional<at::Tensor>& tensor, double otherwise) {
@@ -151,10 +184,19 @@ double scalar_or(const std::optional<at::Tensor>& tensor, double otherwise) {
 }
 
 const at::Tensor& Staging::read_like(const at::Tensor& tensor, const at::Tensor& like) {
-  if (same_layout(tensor, like)) return tensor;
-  at::Tensor& copy =
-      kept_.emplace_back(at::empty_strided(like.sizes(), like.strides(), tensor.options()));
+  const at::ScalarType dtype = dtype_like(tensor, like);
+  if (same_layout(tensor, like) && dtype == tensor.scalar_type()) return tensor;
+  at::Tensor& copy = kept_.emplace_back(
+      at::empty_strided(like.sizes(), like.strides(), tensor.options().dtype(dtype)));
   return copy.copy_(tensor);
+}
+
+at::ScalarType Staging::dtype_like(const at::Tensor& tensor, const at::Tensor& like) const {
+  const bool in_double = like.scalar_type() == at::kDouble;
+  if (!separates_double_ || in_double == (tensor.scalar_type() == at::kDouble)) {
+    return tensor.scalar_type();
+  }
+  return in_double ? at::kDouble : at::kFloat;
 }
 
 const at::Tensor& Staging::write_like(const at::Tensor& tensor, const at::Tensor& like) {
@@ -195,9 +237,10 @@ std::vector<TensorArgs> view_grads(
       " values of centralize, got ", centralize.size());
   std::vector<TensorArgs> views(grads.size());
   int64_t row = 0;
+  const c10::Device device = common_device(grads, device_type);
   for_each_tensor(op, grads.size(), group_sizes, [&](size_t i, size_t g) {
     const at::Tensor& grad = grads[i];
-    check_tensor({op, "gradient", i}, grad, grad.sizes(), device_of(grad, device_type));
+    check_tensor({op, "gradient", i}, grad, grad.sizes(), device);
     TensorArgs& view = views[i];
     view.numel = grad.numel();
     view.group = static_cast<int64_t>(g);
@@ -210,15 +253,18 @@ std::vector<TensorArgs> view_grads(
 }
 
 std::vector<TensorArgs> view_step(
-    const std::string& op, const StepRequest& r, int64_t n_states, int64_t n_hyper,
-    c10::DeviceType device_type, Staging& staging) {
-  check_lengths(op, r, n_states, n_hyper);
+    const Algorithm& algorithm, const StepRequest& r, c10::DeviceType device_type,
+    Staging& staging) {
+  const std::string op = algorithm.name + "_";
+  const int64_t n_states = check_groups(op, algorithm, r);
+  const c10::Device device = common_device(r.params, device_type);
+  check_lengths(op, r, n_states);
+  check_counter(op, r.skipped_steps, device);
   std::vector<TensorArgs> views(r.params.size());
   size_t model = 0;
   int64_t row = 0;
   for_each_tensor(op, views.size(), r.group_sizes, [&](size_t i, size_t g) {
     const at::Tensor& original = r.params[i];
-    const c10::Device device = device_of(original, device_type);
     const at::IntArrayRef sizes = original.sizes();
     check_tensor({op, "parameter", i}, original, sizes, device);
     check_tensor({op, "the gradient of parameter", i}, r.grads[i], sizes, device);
@@ -250,7 +296,7 @@ std::vector<TensorArgs> view_step(
   TORCH_CHECK_VALUE(
       model == r.model_index.size(), op, ": expected model_index to increase and to be below ",
       views.size(), ", got ", r.model_index);
-  check_doubles(op + ": row_means", r.row_means, row, device_type);
+  check_statistics(op + ": row_means", r.row_means, row, device);
   return views;
 }
 

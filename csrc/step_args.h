@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/tiles.h"
+#include "algorithms.h"
 #include "dtype.h"
 
 namespace fusedtricks {
@@ -38,6 +38,8 @@ struct StepRequest {
   const std::optional<at::Tensor>& grad_scale;
   std::optional<double> clip_value;
   const std::optional<at::Tensor>& found_inf;
+  // 0-dim int64 on the device, counts the calls that found_inf turned into nothing
+  const std::optional<at::Tensor>& skipped_steps;
 };
 
 struct Memory {
@@ -51,14 +53,18 @@ struct TensorArgs {
   int64_t row_length = 0;  // 0: not centralized
   int64_t first_row = 0;   // where this tensor's rows begin in row_means
   Memory param, grad, model;
-  std::array<Memory, cpu::kMaxStates> states;
+  std::array<Memory, kMaxStates> states;
   void* step = nullptr;
   bool step_is_double = false;
 };
 
-// Dense copies of tensors whose layout the drivers do not take, kept alive for one step.
+// Dense copies of tensors that the drivers do not take as they are, kept alive for one step.
 class Staging {
  public:
+  // With `separates_double`, a float64 tensor beside a parameter of another dtype is copied to
+  // float32, and any other beside a float64 parameter to float64.
+  explicit Staging(bool separates_double = false) : separates_double_(separates_double) {}
+
   // `tensor` itself if it is dense like `like`, else a copy of it in that layout.
   const at::Tensor& read_like(const at::Tensor& tensor, const at::Tensor& like);
   // The same for a tensor that is written: the copy goes back in write_back().
@@ -69,7 +75,9 @@ class Staging {
 
  private:
   void write_later(const at::Tensor& target, const at::Tensor& copy);
+  at::ScalarType dtype_like(const at::Tensor& tensor, const at::Tensor& like) const;
 
+  bool separates_double_;
   std::deque<at::Tensor> kept_;  // a deque, because references into it are given away
   std::vector<std::pair<at::Tensor, at::Tensor>> to_write_;
 };
@@ -78,20 +86,25 @@ bool has_supported_dtype(const at::Tensor& tensor);
 bool same_layout(const at::Tensor& a, const at::Tensor& b);
 int64_t row_length_if_centralized(const at::Tensor& tensor, int64_t smallest_ndim);
 // Raises unless `tensor` has `numel` contiguous float64 elements on the device; none is 0 elements.
-void check_doubles(
+// Outside the CPU float32 does too.
+void check_statistics(
     const std::string& name, const std::optional<at::Tensor>& tensor, int64_t numel,
-    c10::DeviceType device_type);
+    c10::Device device);
 // The value of a one-element tensor, `otherwise` if there is none.
 double scalar_or(const std::optional<at::Tensor>& tensor, double otherwise);
+
+// The device of the first tensor if it is of the driver's type, else some device of that type,
+// which the tensors are then not on.
+c10::Device common_device(at::TensorList tensors, c10::DeviceType type);
 
 // Views of gradients alone, for the statistics sweep.
 std::vector<TensorArgs> view_grads(
     at::TensorList grads, at::IntArrayRef group_sizes, at::IntArrayRef centralize,
     c10::DeviceType device_type, Staging& staging);
 
-// Views of everything, for the update sweep. `n_states` and `n_hyper` are the functor's.
+// Views of everything, for the update sweep.
 std::vector<TensorArgs> view_step(
-    const std::string& op, const StepRequest& request, int64_t n_states, int64_t n_hyper,
-    c10::DeviceType device_type, Staging& staging);
+    const Algorithm& algorithm, const StepRequest& request, c10::DeviceType device_type,
+    Staging& staging);
 
 }  // namespace fusedtricks

@@ -58,7 +58,8 @@ class GradScaler(torch.amp.GradScaler):
             return super().step(optimizer, *args, **kwargs)
         scale, _ = self._check_scale_growth_tracker("step")
         # Kept only while it steps: an exception must not leave a scale behind for the next try.
-        optimizer.grad_scale = scale * getattr(optimizer, "grad_scale", 1)
+        own_scale = getattr(optimizer, "grad_scale", None)
+        optimizer.grad_scale = scale if own_scale is None else scale * own_scale
         optimizer._wants_flag = True
         optimizer._record.nonfinite = None
         try:

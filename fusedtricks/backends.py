@@ -1,5 +1,6 @@
 """Which backends exist, which of them work on this machine, and why the others do not."""
 
+import functools
 import os
 import platform
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fusedtricks import __version__, ops
 
-__all__ = ["BACKENDS", "check", "cpu_obstacle", "format_info", "info"]
+__all__ = ["BACKENDS", "check", "format_info", "info", "obstacle", "skips_on_device"]
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 
@@ -20,10 +21,49 @@ def missing(name: str) -> str:
     """Return why the backend `name` cannot run here and what to do, empty if it can."""
     if name == "cpu":
         return ops.missing_reason
-    if name in ("cuda", "triton"):
+    if name == "cuda":
+        return _cuda_missing() or ("" if torch.cuda.is_available() else _NO_DEVICE)
+    if name == "triton":
         return (
-            f"fusedtricks {__version__} has no {name} backend; use backend='auto', which runs on "
-            "the CPU with the compiled backend and elsewhere with the reference backend"
+            f"fusedtricks {__version__} has no triton backend; use backend='auto', which takes the "
+            "compiled backends where they can run and the reference backend elsewhere"
+        )
+    return ""
+
+
+_NO_DEVICE = (
+    "torch sees no CUDA device (torch.cuda.is_available() is False); check `nvidia-smi`, "
+    "CUDA_VISIBLE_DEVICES and that torch is a CUDA build, or use backend='auto'"
+)
+
+
+def _cuda_missing() -> str:
+    """Return why the extension has no CUDA kernels, empty if it has."""
+    if ops.native is None:
+        return ops.missing_reason
+    if "cuda" in ops.native.build_info():
+        return ""
+    advice = (
+        "reinstall with: FUSEDTRICKS_CUDA=1 pip install --no-build-isolation . or use "
+        "backend='auto', which takes the best that can run"
+    )
+    if torch.version.cuda is None:
+        advice = "install a CUDA build of torch and " + advice
+    return f"the extension was compiled without CUDA; {advice}"
+
+
+@functools.cache
+def _device_obstacle(device: torch.device) -> str:
+    """Return why the kernels cannot run on a CUDA device, empty if they can."""
+    missing_kernels = _cuda_missing()
+    if missing_kernels or torch.version.hip is not None:
+        return f"a parameter on {device}: {missing_kernels or 'it is no NVIDIA device'}"
+    major, minor = torch.cuda.get_device_capability(device)
+    oldest = min(int(arch) for arch in ops.native.build_info()["cuda_archs"].split(";"))
+    if major * 10 + minor < oldest:
+        return (
+            f"a parameter on {device}: its compute capability {major}.{minor} is below "
+            f"{oldest / 10}, the lowest that the extension was compiled for"
         )
     return ""
 
@@ -42,8 +82,20 @@ def check(name: str) -> None:
         raise RuntimeError(f"backend={name!r} cannot run here: {reason}")
 
 
-def cpu_obstacle(param: Tensor, grad: Tensor, differentiable: bool) -> str:
-    """Return why the compiled CPU backend cannot take this parameter, empty if it can."""
+def skips_on_device(device: torch.device) -> bool:
+    """Return whether flags on this device are left there, because reading them would wait."""
+    return device.type != "cpu"
+
+
+def obstacle(backend: str, param: Tensor, grad: Tensor, differentiable: bool) -> str:
+    """Return why the compiled backends cannot take this parameter, empty if one can.
+
+    Args:
+        backend: "auto" for any of them, or the one that is wanted.
+        param: The parameter.
+        grad: Its gradient.
+        differentiable: Whether autograd has to follow the step.
+    """
     if ops.native is None:
         return ops.missing_reason
     if differentiable:
@@ -53,13 +105,17 @@ def cpu_obstacle(param: Tensor, grad: Tensor, differentiable: bool) -> str:
     for what, tensor in (("parameter", param), ("gradient", grad)):
         if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
             return f"a {what} of type {type(tensor).__name__}"
-        if tensor.device.type != "cpu":
+        if tensor.device.type not in ("cpu", "cuda") or backend not in (
+            "auto",
+            "reference",
+            tensor.device.type,
+        ):
             return f"a {what} on {tensor.device}"
         if tensor.layout != torch.strided:
             return f"a {what} of layout {tensor.layout}"
         if tensor.dtype not in _DTYPES:
             return f"a {what} of dtype {tensor.dtype}"
-    return ""
+    return _device_obstacle(param.device) if param.is_cuda else ""
 
 
 def info() -> dict[str, Any]:
@@ -73,6 +129,8 @@ def info() -> dict[str, Any]:
         "platform": platform.platform(),
         "instruction_set": native.get("isa"),
         "compiler": native.get("compiler"),
+        "cuda": native.get("cuda"),
+        "cuda_archs": native.get("cuda_archs"),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "backends": {
@@ -83,12 +141,19 @@ def info() -> dict[str, Any]:
     }
 
 
+def _format_cuda(info: dict[str, Any]) -> str:
+    if info["cuda"] is None:
+        return "none"
+    return f"compiled with CUDA {info['cuda']} for compute capability {info['cuda_archs']}"
+
+
 def format_info(info: dict[str, Any]) -> str:
     """Lay out what `info()` returned for reading."""
     lines = [
         f"fusedtricks {info['fusedtricks']}, torch {info['torch']}, Python {info['python']}",
         f"instruction set: {info['instruction_set'] or 'none (no compiled backend)'}",
         f"threads: {info['threads']} of {info['cores']} cores",
+        f"CUDA kernels: {_format_cuda(info)}",
         "backends:",
     ]
     for name, entry in info["backends"].items():

@@ -2,7 +2,7 @@
 
 Every optimizer is one op `fusedtricks::<algorithm>_` with one common schema, so that a driver never
 names an algorithm and profilers, `torch.compile` and `opcheck` see named ops. The implementations
-come from the compiled extension (CPU), which may be missing: `missing_reason` then says why.
+come from the compiled extension, which may be missing: `missing_reason` then says why.
 """
 
 import importlib
@@ -22,7 +22,7 @@ _STEP_SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] model_params, "
     "int[] model_index, Tensor(d!)[] steps, Tensor[] lr, float[] hyper, int[] variants, "
     "int[] group_sizes, int[] maximize, int[] centralize, Tensor? row_means, Tensor? coefficient, "
-    "Tensor? grad_scale, float? clip_value, Tensor? found_inf) -> ()"
+    "Tensor? grad_scale, float? clip_value, Tensor? found_inf, Tensor(e!)? skipped_steps) -> ()"
 )
 
 _library = torch.library.Library("fusedtricks", "DEF")
@@ -61,8 +61,9 @@ def _grad_statistics_fake(
         for g, ndim in zip(grads, smallest_ndims, strict=True)
         if 0 < ndim <= g.ndim and g.numel() > 0
     )
+    needs_double = grads[0].device.type == "cpu" or any(g.dtype == torch.float64 for g in grads)
     return (
-        grads[0].new_empty(n_rows, dtype=torch.float64),
+        grads[0].new_empty(n_rows, dtype=torch.float64 if needs_double else torch.float32),
         grads[0].new_empty(2, dtype=torch.float64),
     )
 

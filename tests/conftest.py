@@ -8,6 +8,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
+from tests import devices
+
+devices.install_shim()
+
 # Enough for races to show, few enough for one worker per core.
 N_THREADS = 2
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fusedtricks import optim
 from fusedtricks.amp import GradScaler
+from tests import devices
 from tests.cases import MAIN_CASES, Case
 from tests.snapshot import assert_unchanged, snapshot
 
@@ -129,7 +130,8 @@ def test_good_step_after_a_skipped_first_one_is_a_first_step(
     set_grads(params, 512.0, bad=torch.inf)
     scaler.step(ours)
     scaler.update()
-    assert not any(ours.state[p] for p in params if p in ours.state) or case.cls is optim.Adagrad
+    if case.cls is not optim.Adagrad and not (backend == "cpu" and devices.SKIPS_ON_DEVICE):
+        assert not any(ours.state[p] for p in params if p in ours.state)
     for _ in range(2):
         set_grads(params, scaler.get_scale(), oracle)
         scaler.step(ours)

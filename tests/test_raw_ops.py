@@ -50,6 +50,7 @@ def arguments(name: str) -> dict[str, Any]:
         "grad_scale": torch.tensor(4.0),
         "clip_value": 0.9,
         "found_inf": torch.tensor(0.0),
+        "skipped_steps": torch.tensor(7),
     }
 
 
@@ -149,6 +150,9 @@ WRONG = {
     "grad_scale: two": ("grad_scale", lambda v: torch.ones(2)),
     "grad_scale: empty": ("grad_scale", lambda v: torch.ones(0)),
     "found_inf: two": ("found_inf", lambda v: torch.ones(2)),
+    "skipped_steps: two": ("skipped_steps", lambda v: torch.zeros(2, dtype=torch.int64)),
+    "skipped_steps: float": ("skipped_steps", lambda v: torch.zeros(())),
+    "skipped_steps: meta": ("skipped_steps", lambda v: v.to("meta")),
 }
 
 
@@ -177,6 +181,19 @@ def test_correct_arguments_work(name: str) -> None:
     assert all(not torch.equal(b, p) for b, p in zip(before, given["params"], strict=True))
     assert torch.equal(given["model_params"][0], given["params"][2].bfloat16())
     assert [s.item() for s in given["steps"]] == [3.0] * 3
+    assert given["skipped_steps"].item() == 7
+
+
+@pytest.mark.parametrize("flag", [1.0, 2.0, float("nan")])
+@each_op
+def test_a_skipped_call_is_counted_and_changes_nothing_else(name: str, flag: float) -> None:
+    given = arguments(name)
+    given["found_inf"] = torch.tensor(flag)
+    before = bits(given)
+    call(f"{name}_", given)
+    assert given["skipped_steps"].item() == 8
+    given["skipped_steps"] -= 1
+    assert bits(given) == before
 
 
 STATISTICS_WRONG = {

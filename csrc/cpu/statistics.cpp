@@ -50,7 +50,7 @@ Sums sweep_item(const TensorArgs& view, const WorkItem& item, const Sweep& sweep
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> grad_statistics(
+std::tuple<at::Tensor, at::Tensor> Driver::grad_statistics(
     at::TensorList grads, at::IntArrayRef group_sizes, at::IntArrayRef centralize,
     const std::optional<at::Tensor>& grad_scale, std::optional<double> clip_value) {
   Staging staging;
@@ -95,11 +95,11 @@ std::tuple<at::Tensor, at::Tensor> grad_statistics(
   return {row_means, totals};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> finalize_statistics(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> Driver::finalize_statistics(
     at::TensorList totals, std::optional<double> max_norm) {
   double squares = 0, nonfinite = 0;
   for (const at::Tensor& total : totals) {
-    check_doubles("finalize_statistics: totals", total, 2, at::kCPU);
+    check_statistics("finalize_statistics: totals", total, 2, at::kCPU);
     squares += total.const_data_ptr<double>()[0];
     nonfinite += total.const_data_ptr<double>()[1];
   }

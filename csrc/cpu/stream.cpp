@@ -2,6 +2,7 @@
 #include <array>
 
 #include "driver.h"
+#include "isa.h"
 #include "parallel.h"
 
 namespace fusedtricks::cpu {

@@ -5,13 +5,13 @@
 #include <cmath>
 #include <limits>
 
+#include "../algorithms.h"
 #include "../dtype.h"
 #include "../grad/transform.h"
 #include "isa.h"
 
 namespace fusedtricks::cpu {
 
-inline constexpr int kMaxStates = 3;
 // Elements that are staged at a time when something must be converted or transformed: grad, param
 // and three states of 512 floats are 10 KiB, which leaves room in a 32 KiB L1 cache.
 inline constexpr int64_t kTileElements = 512;

@@ -6,6 +6,7 @@
 #include "convert.h"
 #include "driver.h"
 #include "parallel.h"
+#include "variants.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -116,56 +117,30 @@ void update_item(const Task& task, const WorkItem& item, const Sweep& sweep) {
   }
 }
 
-std::vector<Group> read_groups(const Algorithm& algorithm, const StepRequest& request, Isa isa) {
-  const size_t n_flags = algorithm.flags.size();
-  const size_t n_hyper = algorithm.hyper.size();
+std::vector<Group> read_groups(size_t algorithm, const StepRequest& request, Isa isa) {
+  const size_t n_hyper = algorithms()[algorithm].hyper.size();
   std::vector<Group> groups;
   for (size_t g = 0; g < request.group_sizes.size(); ++g) {
-    const int64_t flags = request.variants[g];
-    TORCH_CHECK_VALUE(
-        flags >= 0 && flags < (int64_t{1} << n_flags), algorithm.name,
-        "_: expected variants below ", int64_t{1} << n_flags, ", got ", flags);
     groups.push_back(
         {request.lr[g].item<double>(), request.hyper.data() + g * n_hyper,
-         algorithm.variant(static_cast<unsigned>(flags), isa),
+         find_variant(algorithm, static_cast<unsigned>(request.variants[g]), isa),
          request.maximize[g] != 0 ? -1.0 : 1.0});
   }
   return groups;
 }
 
-// Of all groups that have tensors in this call.
-int count_states(
-    const Algorithm& algorithm, const StepRequest& request, const std::vector<Group>& groups) {
-  int n_states = -1;
-  for (size_t g = 0; g < groups.size(); ++g) {
-    if (request.group_sizes[g] == 0) continue;
-    const int of_group = groups[g].variant.n_states;
-    TORCH_CHECK_VALUE(
-        n_states < 0 || n_states == of_group, algorithm.name,
-        "_: expected groups with the same states in one call, got ", n_states, " and ", of_group);
-    n_states = of_group;
-  }
-  return std::max(n_states, 0);
-}
-
 }  // namespace
 
-void step(const Algorithm& algorithm, const StepRequest& request) {
+void Driver::step(size_t algorithm, const StepRequest& request) {
   const Isa isa = current_isa();
-  Sweep sweep{};
-  TORCH_CHECK_VALUE(
-      request.hyper.size() == algorithm.hyper.size() * request.group_sizes.size() &&
-          request.lr.size() == request.group_sizes.size() &&
-          request.variants.size() == request.group_sizes.size() &&
-          request.maximize.size() == request.group_sizes.size(),
-      algorithm.name, "_: expected lr, hyper, variants and maximize for ",
-      request.group_sizes.size(), " groups");
-  sweep.groups = read_groups(algorithm, request, isa);
   Staging staging;
-  const auto views = view_step(
-      algorithm.name + "_", request, count_states(algorithm, request, sweep.groups),
-      algorithm.hyper.size(), at::kCPU, staging);
-  if (scalar_or(request.found_inf, 0) != 0) return;
+  const auto views = view_step(algorithms()[algorithm], request, at::kCPU, staging);
+  Sweep sweep{};
+  sweep.groups = read_groups(algorithm, request, isa);
+  if (scalar_or(request.found_inf, 0) != 0) {
+    if (request.skipped_steps.has_value()) *request.skipped_steps->mutable_data_ptr<int64_t>() += 1;
+    return;
+  }
 
   sweep.isa = isa;
   sweep.inv_scale = 1 / scalar_or(request.grad_scale, 1);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "../algorithms.h"
 #include "../optimizers/all.h"
 #include "tiles.h"
 
@@ -16,13 +17,11 @@ void prepare(const double* hyper, double lr, double step, void* constants) {
   static_assert(sizeof(h) == Functor::kHyperNames.size() * sizeof(double));
   std::memcpy(&h, hyper, sizeof(h));
   const auto c = Functor::template prepare<T>(h, lr, step);
-  static_assert(sizeof(c) <= kMaxConstantBytes);
   std::memcpy(constants, &c, sizeof(c));
 }
 
 template <class Functor>
 Variant make_variant(Isa isa) {
-  static_assert(Functor::kNumStates <= kMaxStates);
   return {
       Functor::kNumStates,
       {&prepare<Functor, float>, compiled_for<Update<Functor, float>>(isa)},
@@ -42,26 +41,16 @@ Variant variant_of(unsigned flags, Isa isa) {
   return look_up<Functor>(flags, isa, std::make_index_sequence<kCount>{});
 }
 
-template <template <unsigned> class Functor>
-Algorithm describe() {
-  using F = Functor<0>;
-  return {
-      F::kName,
-      {F::kFlagNames.begin(), F::kFlagNames.end()},
-      {F::kHyperNames.begin(), F::kHyperNames.end()},
-      {F::kStateNames.begin(), F::kStateNames.end()},
-      &variant_of<Functor>};
-}
-
 }  // namespace
 
-const std::vector<Algorithm>& algorithms() {
-  static const std::vector<Algorithm> list{
-#define FT_DESCRIBE(Functor) describe<Functor>(),
-      FT_FOR_EACH_OPTIMIZER(FT_DESCRIBE)
-#undef FT_DESCRIBE
+Variant find_variant(size_t algorithm, unsigned flags, Isa isa) {
+  using Find = Variant (*)(unsigned, Isa);
+  static constexpr std::array kFinders{
+#define FT_FIND(Functor) static_cast<Find>(&variant_of<Functor>),
+      FT_FOR_EACH_OPTIMIZER(FT_FIND)
+#undef FT_FIND
   };
-  return list;
+  return kFinders.at(algorithm)(flags, isa);
 }
 
 }  // namespace fusedtricks::cpu

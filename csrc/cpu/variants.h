@@ -3,15 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
-#include <vector>
 
 #include "isa.h"
 
 namespace fusedtricks::cpu {
-
-// Room for the constants of any functor in double.
-inline constexpr size_t kMaxConstantBytes = 128;
 
 template <typename T>
 struct Kernel {
@@ -34,12 +29,7 @@ struct Variant {
   }
 };
 
-struct Algorithm {
-  std::string name;
-  std::vector<std::string> flags, hyper, states;
-  Variant (*variant)(unsigned flags, Isa isa);
-};
-
-const std::vector<Algorithm>& algorithms();
+// `algorithm` is a position in algorithms(), `flags` below the size of its n_states.
+Variant find_variant(size_t algorithm, unsigned flags, Isa isa);
 
 }  // namespace fusedtricks::cpu

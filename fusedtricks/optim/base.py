@@ -42,7 +42,8 @@ class Extras(TypedDict, total=False):
             NaN; `optimizer.skipped_steps` counts them. Default False.
         write_grads: Leave the unscaled, clipped and centralized gradients in `.grad`, as torch
             does, instead of what backward produced. Default False.
-        backend: "auto", "cpu" or "reference". Default "auto", the best that can take the tensors.
+        backend: "auto", "cuda", "cpu" or "reference". Default "auto", the best that can take the
+            tensors.
     """
 
     centralize_grad: bool | str
@@ -208,7 +209,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             outcome = self._take_step()
         record = self._record
-        record.grad_norm = None if outcome.norm is None else outcome.norm.to(record.norm_dtype)
+        record.norm = outcome.norm
         record.nonfinite = outcome.nonfinite
         record.skipped_steps += outcome.skipped
         return loss
@@ -300,8 +301,8 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
             check_group(self, index)
         for entry in entries:
             check_entry(self, entry)
-            obstacle = obstacle or backends.cpu_obstacle(
-                entry.param, entry.grad, entry.group["differentiable"]
+            obstacle = obstacle or backends.obstacle(
+                self.backend, entry.param, entry.grad, entry.group["differentiable"]
             )
         if not obstacle and not traces and overlap([entry.param for entry in entries]):
             # The reference backend updates one after the other, as torch does.

@@ -41,6 +41,7 @@ class CheckpointMixin:
     """Overrides of torch.optim.Optimizer's pickling and loading."""
 
     def __getstate__(self) -> dict[str, Any]:
+        self._drop_unused_state()
         return super().__getstate__() | {name: getattr(self, name) for name in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -60,6 +61,11 @@ class CheckpointMixin:
                 values["step"] = torch.tensor(float(step), dtype=torch.float32)
             if "momentum_buffer" in values and values["momentum_buffer"] is None:
                 del values["momentum_buffer"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return groups and state as torch.optim does; waits for the device after skipped steps."""
+        self._drop_unused_state()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` of this or of the torch.optim class of the same name returned.

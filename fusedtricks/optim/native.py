@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusedtricks import ops, reference
+from fusedtricks import backends, ops, reference
 from fusedtricks.reference import Entry, GradOptions, Outcome, centralize_ndim
 
 if TYPE_CHECKING:
@@ -20,14 +20,19 @@ def step(optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
     """Take a step for checked `entries`, building a new plan for this and the following ones."""
     if torch.compiler.is_compiling():
         return _listed_step(optimizer, entries, options)
-    # A skipped step must not even create state, so it is recognised beforehand.
-    if options.found_inf is not None and options.found_inf.item() != 0:
+    on_device = any(backends.skips_on_device(entry.param.device) for entry in entries)
+    if on_device:
+        _check_not_capturing(optimizer, entries)
+        _count_skipped(optimizer, entries)
+    # A skipped step must not even create state, so it is recognised beforehand. On a device that
+    # would mean to wait; there a state that no step has used yet is as good as none.
+    elif options.found_inf is not None and options.found_inf.item() != 0:
         return Outcome(skipped=True)
-    if options.skips_nonfinite:
+    elif options.skips_nonfinite:
         _, norm, nonfinite = reference.transform(entries, options)
         if nonfinite.item() != 0:
             return Outcome(True, norm, nonfinite)
-    optimizer._plan = _build_plan(optimizer, entries)
+    optimizer._plan = _build_plan(optimizer, entries, on_device)
     optimizer._plan_layout = _layout(optimizer)
     outcome = planned_step(optimizer, options)
     if outcome is None:
@@ -36,6 +41,22 @@ def step(optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
         outcome = _listed_step(optimizer, entries, options)
         torch.autograd.graph.increment_version(_written(optimizer, entries))
     return outcome
+
+
+def _check_not_capturing(optimizer: "FusedOptimizer", entries: list[Entry]) -> None:
+    if any(entry.param.is_cuda for entry in entries) and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{type(optimizer).__name__}: take a step with the same parameters, options and "
+            "gradients before capturing one in a CUDA graph; a capture must not create state"
+        )
+
+
+def _count_skipped(optimizer: "FusedOptimizer", entries: list[Entry]) -> None:
+    record = optimizer._record
+    device = next(e.param.device for e in entries if backends.skips_on_device(e.param.device))
+    if record.skipped_on_device is None or record.skipped_on_device.device != device:
+        optimizer.skipped_steps = optimizer.skipped_steps
+        record.skipped_on_device = torch.zeros((), dtype=torch.int64, device=device)
 
 
 def _written(optimizer: "FusedOptimizer", entries: list[Entry]) -> list[Tensor]:
@@ -70,6 +91,7 @@ def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome |
         options.max_norm,
         options.grad_scale,
         options.found_inf,
+        optimizer._record.skipped_on_device,
     )
     return Outcome(result.skipped, result.norm, result.nonfinite) if result.done else None
 
@@ -95,8 +117,8 @@ def _sweeps_grads(optimizer: "FusedOptimizer", options: GradOptions) -> bool:
     )
 
 
-def _build_plan(optimizer: "FusedOptimizer", entries: list[Entry]) -> Any:
-    plan = ops.native.Plan(f"{optimizer.algorithm}_", len(optimizer.param_groups))
+def _build_plan(optimizer: "FusedOptimizer", entries: list[Entry], on_device: bool) -> Any:
+    plan = ops.native.Plan(f"{optimizer.algorithm}_", len(optimizer.param_groups), on_device)
     taking_part = {id(entry.param): entry for entry in entries}
     batches: dict[Any, int] = {}
     seen: Counter[int] = Counter()
@@ -106,10 +128,11 @@ def _build_plan(optimizer: "FusedOptimizer", entries: list[Entry]) -> Any:
             entry = taking_part.get(id(param))
             if entry is None:
                 continue
-            state, count = optimizer._ensure_state(entry)
+            state, count = optimizer._ensure_state(entry, counts_on_device=True)
             names = optimizer._state_names(group)
             # A parameter listed twice is updated twice, one after the other.
-            batch = batches.setdefault((names, seen[id(param)]), len(batches))
+            key = (param.device, names, seen[id(param)])
+            batch = batches.setdefault(key, len(batches))
             seen[id(param)] += 1
             watched = optimizer._watched(entry)
             plan.bind(
@@ -137,7 +160,7 @@ class _Batch:
     steps: list[Tensor] = field(default_factory=list)
 
     def add(self, optimizer: "FusedOptimizer", entry: Entry) -> None:
-        state, count = optimizer._ensure_state(entry)
+        state, count = optimizer._ensure_state(entry, counts_on_device=True)
         if optimizer._has_master(entry):
             self.model_index.append(len(self.params))
             self.models.append(entry.param)
@@ -155,6 +178,10 @@ def _as_tensor(lr: float | Tensor) -> Tensor:
     return lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64, device="cpu")
 
 
+def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
 def _listed_step(
     optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
 ) -> Outcome:
@@ -163,7 +190,7 @@ def _listed_step(
     batches: dict[Any, _Batch] = {}
     seen: Counter[int] = Counter()
     for entry in entries:
-        key = (optimizer._state_names(entry.group), seen[id(entry.param)])
+        key = (entry.param.device, optimizer._state_names(entry.group), seen[id(entry.param)])
         seen[id(entry.param)] += 1
         batches.setdefault(key, _Batch([0] * len(groups))).add(optimizer, entry)
     centralize = [centralize_ndim(group["centralize_grad"]) for group in groups]
@@ -174,18 +201,26 @@ def _listed_step(
     if _sweeps_grads(optimizer, options):
         statistics = [
             torch.ops.fusedtricks.grad_statistics(
-                batch.grads, batch.group_sizes, centralize, options.grad_scale, options.clip_value
+                batch.grads,
+                batch.group_sizes,
+                centralize,
+                _on(options.grad_scale, batch.grads[0].device),
+                options.clip_value,
             )
             for batch in batches.values()
         ]
         row_means = [means for means, _ in statistics]
+        device = statistics[0][1].device
         norm, coefficient, nonfinite = torch.ops.fusedtricks.finalize_statistics(
-            [totals for _, totals in statistics], options.max_norm
+            [totals.to(device) for _, totals in statistics], options.max_norm
         )
         if options.skips_nonfinite:
             found_inf = nonfinite if found_inf is None else nonfinite + found_inf
     op = getattr(torch.ops.fusedtricks, f"{optimizer.algorithm}_")
+    counter = optimizer._record.skipped_on_device
     for batch, means in zip(batches.values(), row_means, strict=True):
+        device = batch.params[0].device
+        counts = counter is not None and counter.device == device
         op(
             batch.params,
             batch.grads,
@@ -200,9 +235,11 @@ def _listed_step(
             [int(group["maximize"]) for group in groups],
             centralize,
             means,
-            coefficient if options.max_norm is not None else None,
-            options.grad_scale,
+            _on(coefficient, device) if options.max_norm is not None else None,
+            _on(options.grad_scale, device),
             options.clip_value,
-            found_inf,
+            _on(found_inf, device),
+            counter if counts else None,
         )
+        counter = None if counts else counter
     return Outcome(False, norm, nonfinite)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fusedtricks.reference import Entry
 
@@ -19,10 +20,12 @@ class StepRecord:
     optimizer.
     """
 
-    grad_norm: Tensor | None = None
+    norm: Tensor | None = None
     norm_dtype: torch.dtype = torch.float32
     nonfinite: Tensor | None = None
     skipped_steps: int = 0
+    # 0-dim int64 on the device of the first parameter, for steps that are skipped there.
+    skipped_on_device: Tensor | None = None
 
 
 class StateMixin:
@@ -33,16 +36,20 @@ class StateMixin:
     @property
     def grad_norm(self) -> Tensor | None:
         """Norm of the gradients before clipping by it, 0-dim, None without a statistics sweep."""
-        return self._record.grad_norm
+        # Converted here, because it would be one more launch in every step.
+        norm = self._record.norm
+        return None if norm is None else norm.to(self._record.norm_dtype)
 
     @property
     def skipped_steps(self) -> int:
-        """Number of steps left out because a gradient was not finite."""
-        return self._record.skipped_steps
+        """Number of steps left out because a gradient was not finite; waits for the device."""
+        counted = self._record.skipped_on_device
+        return self._record.skipped_steps + (0 if counted is None else int(counted))
 
     @skipped_steps.setter
     def skipped_steps(self, value: int) -> None:
         self._record.skipped_steps = value
+        self._record.skipped_on_device = None
 
     def _has_master(self, entry: Entry) -> bool:
         return entry.group["master_weights"] and entry.param.dtype in (
@@ -58,15 +65,18 @@ class StateMixin:
             names.append("master_param")
         return names
 
-    def _ensure_state(self, entry: Entry) -> tuple[dict[str, Any], Tensor]:
+    def _ensure_state(
+        self, entry: Entry, *, counts_on_device: bool = False
+    ) -> tuple[dict[str, Any], Tensor]:
         """Return the state of a parameter, creating what is missing, and its step count.
 
         Algorithms without a count in their state get one that only tells a first step apart: 0 if
-        the states are new, else 1.
+        the states are new, else 1. The compiled backends want counts on the parameter's device.
         """
         watched = self._watched(entry)
+        device = entry.param.device if counts_on_device else torch.device("cpu")
         if not watched:
-            return {}, torch.ones((), device="cpu")
+            return {}, torch.ones((), device=device)
         state = self.state[entry.param]
         fresh = False
         if self._has_master(entry):
@@ -74,14 +84,41 @@ class StateMixin:
         like = state["master_param"] if self._has_master(entry) else entry.param
         if self.has_step and "step" not in state:
             dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-            state["step"] = torch.zeros((), dtype=dtype)
+            on_device = counts_on_device or entry.group.get("capturable")
+            state["step"] = torch.zeros(
+                (), dtype=dtype, device=entry.param.device if on_device else None
+            )
         for name in self._state_names(entry.group):
             if name not in state:
                 fresh = True
                 state[name] = self._new_state(like, entry.group)
         if self.has_step:
+            if counts_on_device and state["step"].device != device:
+                state["step"] = state["step"].to(device)
             return state, state["step"]
-        return state, torch.full((), 0.0 if fresh else 1.0, device="cpu")
+        return state, self._update_count(state[watched[0]], fresh, device)
+
+    def _update_count(self, buffer: Tensor, fresh: bool, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch.full((), 0.0 if fresh else 1.0, device=device)
+        # Kept, because a first step that is skipped on the device leaves it at 0.
+        counts = self.__dict__.setdefault("_update_counts", WeakIdKeyDictionary())
+        count = counts.get(buffer)
+        if count is None or fresh or count.device != device:
+            count = counts[buffer] = torch.full((), 0.0 if fresh else 1.0, device=device)
+        return count
+
+    def _drop_unused_state(self) -> None:
+        """Delete buffers that no step has used, because all were skipped on the device.
+
+        torch has no buffer then, and starts one with the first gradient.
+        """
+        counts = self.__dict__.get("_update_counts", {})
+        for values in self.state.values():
+            if isinstance(values, dict):
+                for name in [n for n, v in values.items() if isinstance(v, Tensor) and v in counts]:
+                    if counts[values[name]].item() == 0:
+                        del values[name]
 
     def _new_state(self, like: Tensor, group: dict[str, Any]) -> Tensor:
         value = self._initial_value(group)

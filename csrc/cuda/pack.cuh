@@ -1,0 +1,191 @@
+// Between memory and registers: the elements that one thread handles at a time.
+//
+// A kernel that computes in float takes float32, bfloat16 and float16 streams; one that computes in
+// double takes float64 only, so that no float64 instruction gets into the other. The host stages
+// mixtures.
+#pragma once
+
+#include "../dtype.h"
+#include "launch.h"
+
+namespace fusedtricks::cuda {
+
+// 32 bytes of compute type, so that fp32 takes two accesses of 16 bytes and 16-bit data takes one.
+template <typename T>
+inline constexpr uint32_t kPack = 32 / sizeof(T);
+
+// Which elements a thread has: base, base + stride, ... below end.
+struct Lanes {
+  uint32_t base, stride, end;
+  bool full;  // stride is 1, all kPack are below end and every access may take 16 bytes
+
+  FT_DEVICE uint32_t index(uint32_t k) const { return base + k * stride; }
+  FT_DEVICE bool has(uint32_t k) const { return index(k) < end; }
+};
+
+// The pack of `thread` in the tile of `n_threads` packs that begins at `tile`. Where accesses of 16
+// bytes are possible, a thread has neighbours, else a warp has.
+template <typename T>
+FT_DEVICE Lanes
+lanes_of(uint32_t tile, uint32_t end, uint32_t thread, uint32_t n_threads, bool is_aligned) {
+  if (!is_aligned) return {tile + thread, n_threads, end, false};
+  const uint32_t base = tile + thread * kPack<T>;
+  return {base, 1, end, base + kPack<T> <= end};
+}
+
+FT_DEVICE uint32_t word_of(const uint4& quad, int index) {
+  return index == 0 ? quad.x : index == 1 ? quad.y : index == 2 ? quad.z : quad.w;
+}
+
+// The bits of a full pack. Separate from decoding, so that the loads of all streams are under way
+// before the first is waited for.
+struct RawPack {
+  uint4 quads[2];
+};
+
+template <typename T>
+FT_DEVICE const uint4* quads_at(const void* data, DType dtype, uint32_t index) {
+  const uint64_t size = sizeof(T) == 8 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+  return reinterpret_cast<const uint4*>(static_cast<const char*>(data) + size * index);
+}
+
+template <typename T>
+FT_DEVICE void load_raw(const void* data, DType dtype, uint32_t index, RawPack& raw) {
+  const uint4* const quads = quads_at<T>(data, dtype, index);
+  raw.quads[0] = quads[0];
+  if (sizeof(T) == 8 || dtype == DType::kFloat32) raw.quads[1] = quads[1];
+}
+
+template <typename Stored>
+FT_DEVICE void decode_halves(const uint4& quad, float (&values)[kPack<float>]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t word = word_of(quad, i);
+    values[2 * i] = to_float(Stored{static_cast<uint16_t>(word)});
+    values[2 * i + 1] = to_float(Stored{static_cast<uint16_t>(word >> 16)});
+  }
+}
+
+FT_DEVICE void decode(const RawPack& raw, DType dtype, float (&values)[kPack<float>]) {
+  if (dtype == DType::kFloat32) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      values[i] = detail::bit_cast<float>(word_of(raw.quads[i / 4], i % 4));
+    }
+  } else if (dtype == DType::kBFloat16) {
+    decode_halves<BFloat16>(raw.quads[0], values);
+  } else {
+    decode_halves<Float16>(raw.quads[0], values);
+  }
+}
+
+FT_DEVICE void decode(const RawPack& raw, DType, double (&values)[kPack<double>]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint4& quad = raw.quads[i / 2];
+    const uint64_t low = word_of(quad, i % 2 * 2), high = word_of(quad, i % 2 * 2 + 1);
+    values[i] = detail::bit_cast<double>(low | high << 32);
+  }
+}
+
+FT_DEVICE uint4 quad_of(const uint32_t* words) {
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+FT_DEVICE void store_raw(void* data, DType dtype, uint32_t index, const float* values) {
+  auto* const quads = const_cast<uint4*>(quads_at<float>(data, dtype, index));
+  uint32_t words[8];
+  if (dtype == DType::kFloat32) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) words[i] = detail::bit_cast<uint32_t>(values[i]);
+    quads[0] = quad_of(words);
+    quads[1] = quad_of(words + 4);
+    return;
+  }
+  if (dtype == DType::kBFloat16) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = to_bfloat16(values[2 * i]).bits | to_bfloat16(values[2 * i + 1]).bits << 16;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = to_float16(values[2 * i]).bits | to_float16(values[2 * i + 1]).bits << 16;
+    }
+  }
+  quads[0] = quad_of(words);
+}
+
+FT_DEVICE void store_raw(void* data, DType dtype, uint32_t index, const double* values) {
+  auto* const quads = const_cast<uint4*>(quads_at<double>(data, dtype, index));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    uint32_t words[4];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const auto bits = detail::bit_cast<uint64_t>(values[2 * i + k]);
+      words[2 * k] = static_cast<uint32_t>(bits);
+      words[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
+    }
+    quads[i] = quad_of(words);
+  }
+}
+
+template <typename Stored, typename T>
+FT_DEVICE void load_each(const void* data, const Lanes& lanes, T (&values)[kPack<T>]) {
+  Stored stored[kPack<T>];
+#pragma unroll
+  for (uint32_t k = 0; k < kPack<T>; ++k) {
+    stored[k] = lanes.has(k) ? static_cast<const Stored*>(data)[lanes.index(k)] : Stored{};
+  }
+#pragma unroll
+  for (uint32_t k = 0; k < kPack<T>; ++k) values[k] = convert<T>(stored[k]);
+}
+
+template <typename Stored, typename T>
+FT_DEVICE void store_each(void* data, const Lanes& lanes, const T (&values)[kPack<T>]) {
+#pragma unroll
+  for (uint32_t k = 0; k < kPack<T>; ++k) {
+    if (lanes.has(k)) static_cast<Stored*>(data)[lanes.index(k)] = convert<Stored>(values[k]);
+  }
+}
+
+// The general case: any alignment; elements beyond the end read as zero.
+template <typename T>
+FT_DEVICE void load_scalars(
+    const void* data, DType dtype, const Lanes& lanes, T (&values)[kPack<T>]) {
+  if constexpr (sizeof(T) == 8) {
+    load_each<double>(data, lanes, values);
+  } else if (dtype == DType::kFloat32) {
+    load_each<float>(data, lanes, values);
+  } else if (dtype == DType::kBFloat16) {
+    load_each<BFloat16>(data, lanes, values);
+  } else {
+    load_each<Float16>(data, lanes, values);
+  }
+}
+
+template <typename T>
+FT_DEVICE void store_scalars(
+    void* data, DType dtype, const Lanes& lanes, const T (&values)[kPack<T>]) {
+  if constexpr (sizeof(T) == 8) {
+    store_each<double>(data, lanes, values);
+  } else if (dtype == DType::kFloat32) {
+    store_each<float>(data, lanes, values);
+  } else if (dtype == DType::kBFloat16) {
+    store_each<BFloat16>(data, lanes, values);
+  } else {
+    store_each<Float16>(data, lanes, values);
+  }
+}
+
+template <typename T>
+FT_DEVICE void store(void* data, DType dtype, const Lanes& lanes, const T (&values)[kPack<T>]) {
+  if (lanes.full) {
+    store_raw(data, dtype, lanes.base, values);
+  } else {
+    store_scalars(data, dtype, lanes, values);
+  }
+}
+
+}  // namespace fusedtricks::cuda
