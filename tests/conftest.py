@@ -10,7 +10,7 @@ import torch
 
 from tests import devices
 
-devices.install_shim()
+devices.prepare()
 
 # Enough for races to show, few enough for one worker per core.
 N_THREADS = 2

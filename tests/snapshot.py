@@ -21,12 +21,12 @@ def _bits(value: Any) -> Any:
         return *layout, *(part.reshape(-1).tolist() for part in parts)
     if value.device.type == "meta" or type(value) not in (Tensor, torch.nn.Parameter):
         return layout
-    memory = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
+    memory = torch.empty(0, dtype=torch.uint8, device=value.device).set_(value.untyped_storage())
     return *layout, value.stride(), value.storage_offset(), value.data_ptr(), _digest(memory)
 
 
 def _digest(memory: Tensor) -> bytes:
-    return memory.numpy().tobytes()
+    return memory.cpu().numpy().tobytes()
 
 
 def _used_state(optimizer: FusedOptimizer, param: Tensor) -> dict[str, Any]:

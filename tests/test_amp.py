@@ -8,9 +8,9 @@ from fusedtricks import optim
 from fusedtricks.amp import GradScaler
 from tests import devices
 from tests.cases import MAIN_CASES, Case
+from tests.devices import BACKENDS, NATIVE
 from tests.snapshot import assert_unchanged, snapshot
 
-BACKENDS = ["cpu", "reference"]
 SCALERS = [torch.amp.GradScaler, GradScaler]
 SHAPES = [(1009,), (5, 3), (4, 3, 3, 3), (), (0,), (2, 17003)]
 # fp16 states and parameters are rounded at each of a few steps; fp32 as in test_numerics.
@@ -21,7 +21,7 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_scaler = pytest.mark.parametrize("scaler_cls", SCALERS, ids=["torch", "ours"])
 
 
-def make_scaler(cls: type, device: str = "cpu", **kwargs: float) -> torch.amp.GradScaler:
+def make_scaler(cls: type, device: str = NATIVE, **kwargs: float) -> torch.amp.GradScaler:
     """Return a scaler whose scale exists, with no value at its default."""
     options = {
         "init_scale": 512.0,
@@ -130,7 +130,7 @@ def test_good_step_after_a_skipped_first_one_is_a_first_step(
     set_grads(params, 512.0, bad=torch.inf)
     scaler.step(ours)
     scaler.update()
-    if case.cls is not optim.Adagrad and not (backend == "cpu" and devices.SKIPS_ON_DEVICE):
+    if case.cls is not optim.Adagrad and not (backend == NATIVE and devices.SKIPS_ON_DEVICE):
         assert not any(ours.state[p] for p in params if p in ours.state)
     for _ in range(2):
         set_grads(params, scaler.get_scale(), oracle)

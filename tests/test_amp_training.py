@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fusedtricks import optim
 from fusedtricks.amp import GradScaler
 from tests.cases import MAIN_CASES, Case
+from tests.devices import NATIVE
 from tests.test_amp import (
     assert_close,
     each_backend,
@@ -42,7 +43,7 @@ def train(
     for i in range(n_steps):
         inputs, targets = torch.randn(6, 2, 8, 8), torch.randint(7, (6,))
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast(NATIVE, dtype=dtype):
             loss = nn.functional.cross_entropy(model(inputs).float(), targets)
         scaler.scale(loss).backward()
         if i == 5:
@@ -203,7 +204,7 @@ def test_sparse_gradients(scaler_cls: type, backend: str) -> None:
     wide = copy.deepcopy(embedding).double()
     kwargs = MAIN_CASES[-1].kwargs
     ours = optim.Adagrad(
-        embedding.parameters(), backend="auto" if backend == "cpu" else backend, **kwargs
+        embedding.parameters(), backend="auto" if backend == NATIVE else backend, **kwargs
     )
     theirs = torch.optim.Adagrad(wide.parameters(), **kwargs)
     scaler = make_scaler(scaler_cls)
@@ -232,7 +233,7 @@ def test_misuse_raises_what_torchs_scaler_raises() -> None:
     for scaler_cls in (torch.amp.GradScaler, GradScaler):
         optimizer = case.cls(params, **case.kwargs)
         with pytest.raises(AssertionError, match="_scale is None"):
-            scaler_cls("cpu").step(optimizer)
+            scaler_cls(NATIVE).step(optimizer)
         scaler = make_scaler(scaler_cls)
         set_grads(params, 512.0)
         with pytest.raises(RuntimeError, match="Closure use is not currently supported"):
@@ -251,7 +252,7 @@ def test_disabled_scaler_only_steps() -> None:
     params = make_params()
     oracle = wide_copy(params)
     optimizer = case.cls(params, **case.kwargs)
-    scaler = GradScaler("cpu", enabled=False)
+    scaler = GradScaler(NATIVE, enabled=False)
     set_grads(params, 1.0, oracle)
     scaler.step(optimizer)
     scaler.update()
@@ -268,9 +269,9 @@ def test_scaler_is_saved_loaded_and_pickled_like_torchs() -> None:
         set_grads(params, scaler.get_scale(), bad=bad)
         scaler.step(optimizer)
         scaler.update()
-    theirs = torch.amp.GradScaler("cpu")
+    theirs = torch.amp.GradScaler(NATIVE)
     theirs.load_state_dict(scaler.state_dict())
-    copies = [pickle.loads(pickle.dumps(scaler)), GradScaler("cpu"), theirs]
+    copies = [pickle.loads(pickle.dumps(scaler)), GradScaler(NATIVE), theirs]
     copies[1].load_state_dict(theirs.state_dict())
     for other in copies:
         assert other.state_dict() == scaler.state_dict()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusedtricks import optim
 from tests.cases import MAIN_CASES, Case
+from tests.devices import NATIVE
 from tests.pairs import BACKENDS, case_name, leaf
 from tests.snapshot import assert_unchanged, snapshot
 
@@ -231,7 +232,7 @@ def test_overlapping_parameters_are_updated_one_after_the_other(
         twins[0]._base.copy_(params[0]._base) if twins[0]._base is not None else None
         for twin, param in zip(twins, params, strict=True):
             twin.copy_(param)
-    ours = case.cls(params, backend="auto" if backend == "cpu" else backend, **case.kwargs)
+    ours = case.cls(params, backend="auto" if backend == NATIVE else backend, **case.kwargs)
     theirs = case.torch_cls(twins, foreach=False, **case.torch_kwargs)
     for _ in range(3):
         for param, twin in zip(params, twins, strict=True):
@@ -266,7 +267,7 @@ UNUSUAL = {
 def test_backend_cpu_refuses_what_it_cannot_take(case: Case, kind: str) -> None:
     unusual = nn.Parameter(UNUSUAL[kind](), requires_grad=True)
     usual = leaf(torch.randn(3))
-    optimizer = case.cls([usual, unusual], backend="cpu", **case.kwargs)
+    optimizer = case.cls([usual, unusual], backend=NATIVE, **case.kwargs)
     usual.grad, unusual.grad = torch.ones(3), torch.ones_like(unusual)
     before = snapshot(optimizer)
     with pytest.raises(RuntimeError, match=r"backend='cpu' cannot take a .*; use backend='auto'"):

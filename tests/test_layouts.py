@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.cases import CASES, MAIN_CASES, Case
+from tests.devices import NATIVE
 from tests.pairs import BACKENDS, Pair, case_name, close, leaf, make_params
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -161,7 +162,7 @@ def test_complex_parameters(case: Case) -> None:
 @main_case
 def test_complex_is_refused_by_the_compiled_backend(case: Case) -> None:
     params = [leaf(torch.randn(3, dtype=torch.complex64))]
-    optimizer = case.cls(params, backend="cpu", **case.kwargs)
+    optimizer = case.cls(params, backend=NATIVE, **case.kwargs)
     params[0].grad = torch.ones_like(params[0])
     before = params[0].detach().clone()
     with pytest.raises(RuntimeError, match=re.escape("torch.complex64; use backend='auto'")):
@@ -294,7 +295,7 @@ def test_two_differentiable_steps_match_finite_differences(case: Case) -> None:
 @main_case
 def test_differentiable_is_refused_by_the_compiled_backend(case: Case) -> None:
     params = make_params()
-    optimizer = case.cls(params, backend="cpu", differentiable=True, **case.kwargs)
+    optimizer = case.cls(params, backend=NATIVE, differentiable=True, **case.kwargs)
     params[2].grad = torch.ones_like(params[2])
     with pytest.raises(RuntimeError, match="cannot take differentiable=True; use backend='auto'"):
         optimizer.step()

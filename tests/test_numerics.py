@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fusedtricks import ops
 from tests.cases import CASES, MAIN_CASES, Case
+from tests.devices import NATIVE
 from tests.values import (
     BACKENDS,
     TOLERANCE,
@@ -136,7 +137,7 @@ def test_backends_agree_closely(case: Case, dtype: torch.dtype) -> None:
     params = make_params(dtype)
     twins = [p.detach().clone().requires_grad_() for p in params]
     options = {"clip_grad_norm": 0.9, "centralize_grad": True, "clip_grad_value": 0.8}
-    fused = case.cls(params, backend="cpu", **options, **case.kwargs)
+    fused = case.cls(params, backend=NATIVE, **options, **case.kwargs)
     plain = case.cls(twins, backend="reference", **options, **case.kwargs)
     for _ in range(3):
         set_grads(params, wide_copy(params))

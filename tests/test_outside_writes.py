@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusedtricks import optim
 from tests.cases import CASES, MAIN_CASES, Case
+from tests.devices import NATIVE
 from tests.pairs import BACKENDS, case_name, leaf
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -234,7 +235,7 @@ def test_a_negated_parameter() -> None:
     optim.SGD([param], lr=0.5).step()
     assert param.tolist() == [-0.5, -1.5, -2.5, -3.5]
     with pytest.raises(RuntimeError, match="negated view"):
-        optim.SGD([param], lr=0.5, backend="cpu").step()
+        optim.SGD([param], lr=0.5, backend=NATIVE).step()
 
 
 @each_backend

@@ -10,6 +10,7 @@ from torch import Tensor
 from fusedtricks import optim
 from fusedtricks.amp import GradScaler
 from tests.cases import CASES, MAIN_CASES, Case
+from tests.devices import NATIVE
 from tests.pairs import BACKENDS, case_name, leaf
 
 each_case = pytest.mark.parametrize("case", MAIN_CASES, ids=case_name)
@@ -97,7 +98,7 @@ def test_torch_fused_sliced_parameter(case: Case, backend: str) -> None:
 def test_torch_fused_sgd_skipped_first_step(case: Case, backend: str, scaler_cls: type) -> None:
     """torch fused SGD: a skipped first step left momentum uninitialised: parameters of 1e21."""
     beside = Beside(case, [leaf(torch.randn(1009)), leaf(torch.randn(5, 3))], backend)
-    scaler = scaler_cls("cpu", init_scale=64.0, growth_interval=100)
+    scaler = scaler_cls(NATIVE, init_scale=64.0, growth_interval=100)
     scaler.scale(torch.ones(()))
     bad = random_grads(beside.params)
     bad[1][2, 1] = torch.inf

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tests.devices import BACKENDS as BACKENDS
+
 # (relative, absolute) per dtype. float32: a few roundings per step over 5 steps of size <= 0.06 on
 # values of about 1. float64: the same. 16 bits: the stored result is rounded at each step, so the
 # error is a few units in the last place (2^-8 for bf16, 2^-11 for fp16).
@@ -12,7 +14,6 @@ TOLERANCE = {
     torch.bfloat16: (4e-2, 4e-2),
     torch.float16: (5e-3, 5e-3),
 }
-BACKENDS = ["cpu", "reference"]
 # Empty, scalar, prime, several rows, a row longer than a work item, more than one work item.
 SHAPES = [(0,), (), (1009,), (5, 3), (4, 3, 3, 3), (2, 0), (2, 65551), (3, 32771), (1, 9)]
 
