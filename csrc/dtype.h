@@ -2,7 +2,7 @@
 //
 // The conversions use integer operations and exact additions only, so that compilers vectorise
 // them for every instruction set and all of them give the same bits. Rounding is to nearest even.
-// A GPU has an instruction for float16.
+// A GPU has instructions for them.
 #pragma once
 
 #include <cstdint>
@@ -61,10 +61,16 @@ FT_HOST_DEVICE float to_float(Float16 x) {
 }
 
 FT_HOST_DEVICE BFloat16 to_bfloat16(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  BFloat16 value;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(value.bits) : "f"(x));
+  return value;
+#else
   const uint32_t bits = detail::bit_cast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
   return {static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded)};
+#endif
 }
 FT_HOST_DEVICE Float16 to_float16(float x) {
 #if defined(__CUDA_ARCH__)

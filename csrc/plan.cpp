@@ -66,9 +66,10 @@ bool fits(const at::Tensor& tensor, at::IntArrayRef sizes) {
   return tensor.sizes() == sizes && at::has_internal_overlap(tensor) != at::MemOverlap::Yes;
 }
 
+// Waits only for a value that the host reads next: that of a mixture of CPU and GPU parameters.
 OptionalTensor to_device(const OptionalTensor& tensor, c10::Device device) {
   if (!tensor.has_value() || tensor->device() == device) return tensor;
-  return tensor->to(tensor->options().device(device), /*non_blocking=*/true);
+  return tensor->to(tensor->options().device(device), /*non_blocking=*/!device.is_cpu());
 }
 
 }  // namespace
@@ -82,6 +83,7 @@ void Plan::add(const py::object& param, int64_t group) {
       {.object = param.ptr(),
        .impl = tensor.unsafeGetTensorImpl(),
        .dtype = tensor.scalar_type(),
+       .device = tensor.device(),
        .group = group,
        .version = version_of(tensor)});
 }
@@ -173,10 +175,10 @@ bool Plan::take(Entry& entry, const at::Tensor& param) {
   const at::Tensor& grad = param.grad();
   entry.takes_part = grad.defined();
   if (!entry.takes_part) return true;
-  if (!entry.bound || param.scalar_type() != entry.dtype || grad.layout() != at::kStrided ||
-      !has_supported_dtype(grad) || grad.device() != param.device() ||
-      grad.sizes() != param.sizes() || grad.unsafeGetTensorImpl()->is_python_dispatch() ||
-      param.is_neg()) {
+  if (!entry.bound || param.scalar_type() != entry.dtype || param.device() != entry.device ||
+      grad.layout() != at::kStrided || !has_supported_dtype(grad) ||
+      grad.device() != param.device() || grad.sizes() != param.sizes() ||
+      grad.unsafeGetTensorImpl()->is_python_dispatch() || param.is_neg()) {
     return false;
   }
   // Others wrote to the parameter, and its master has to follow.

@@ -78,6 +78,7 @@ class Plan {
     PyObject* object;
     const c10::TensorImpl* impl;
     at::ScalarType dtype;
+    c10::Device device;
     std::optional<at::Tensor> master, step;
     std::vector<at::Tensor> states;
     py::object owner;

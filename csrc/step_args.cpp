@@ -2,6 +2,7 @@
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty_strided.h>
+#include <ATen/ops/where.h>
 
 namespace fusedtricks {
 namespace {
@@ -224,8 +225,14 @@ void Staging::write_later(const at::Tensor& target, const at::Tensor& copy) {
   to_write_.emplace_back(target, copy);
 }
 
-void Staging::write_back() {
-  for (auto& [target, copy] : to_write_) target.copy_(copy);
+void Staging::write_back(const std::optional<at::Tensor>& found_inf) {
+  for (auto& [target, copy] : to_write_) {
+    if (found_inf.has_value() && target.scalar_type() != copy.scalar_type()) {
+      target.copy_(at::where(found_inf->ne(0), target, copy.to(target.scalar_type())));
+    } else {
+      target.copy_(copy);
+    }
+  }
 }
 
 std::vector<TensorArgs> view_grads(

@@ -71,7 +71,8 @@ class Staging {
   const at::Tensor& write_like(const at::Tensor& tensor, const at::Tensor& like);
   const at::Tensor& dense(const at::Tensor& tensor, bool rows_matter);
   const at::Tensor& dense_for_write(const at::Tensor& tensor, bool rows_matter);
-  void write_back();
+  // With `found_inf` != 0 the step did nothing, and no rounding on the way may show.
+  void write_back(const std::optional<at::Tensor>& found_inf = std::nullopt);
 
  private:
   void write_later(const at::Tensor& target, const at::Tensor& copy);

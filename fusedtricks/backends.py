@@ -58,14 +58,21 @@ def _device_obstacle(device: torch.device) -> str:
     missing_kernels = _cuda_missing()
     if missing_kernels or torch.version.hip is not None:
         return f"a parameter on {device}: {missing_kernels or 'it is no NVIDIA device'}"
+    archs = ops.native.build_info()["cuda_archs"]
     major, minor = torch.cuda.get_device_capability(device)
-    oldest = min(int(arch) for arch in ops.native.build_info()["cuda_archs"].split(";"))
-    if major * 10 + minor < oldest:
-        return (
-            f"a parameter on {device}: its compute capability {major}.{minor} is below "
-            f"{oldest / 10}, the lowest that the extension was compiled for"
-        )
-    return ""
+    if _runs_on(major, minor, [int(arch) for arch in archs.split(";")]):
+        return ""
+    return (
+        f"a parameter on {device}: the extension was compiled for compute capability {archs}, the "
+        f"device has {major}.{minor}; reinstall with FUSEDTRICKS_CUDA_ARCHS={major}{minor}"
+    )
+
+
+def _runs_on(major: int, minor: int, archs: list[int]) -> bool:
+    """Return whether code for `archs` runs on a device, the newest arch's on all newer ones."""
+    # Machine code runs within a major version; that of the newest arch is there as PTX too.
+    fits = any(arch // 10 == major and arch % 10 <= minor for arch in archs)
+    return fits or max(archs) <= 10 * major + minor
 
 
 def check(name: str) -> None:

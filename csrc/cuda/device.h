@@ -25,6 +25,7 @@ class DeviceScope {
   int64_t stream_id() const { return 0; }
   bool is_capturing() const { return false; }
   int64_t n_multiprocessors() const { return 2; }
+  bool takes_large_arguments() const { return true; }
   void check_launch() const {}
 };
 
@@ -45,6 +46,14 @@ class DeviceScope {
   }
   int64_t n_multiprocessors() const {
     return at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+  }
+  // Kernel arguments beyond 4 KB came with the driver of CUDA 12.1.
+  bool takes_large_arguments() const {
+    static const bool takes = [] {
+      int version = 0;
+      return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12010;
+    }();
+    return takes;
   }
   void check_launch() const { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
 

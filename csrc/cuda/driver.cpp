@@ -3,31 +3,45 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <utility>
 
-#include "table.h"
+#include "kernels.h"
 
 namespace fusedtricks::cuda {
 
-// Concurrent replays of captured graphs must not share a ticket with eager steps, so that a graph
-// has its own, set to zero by each replay.
-at::Tensor ticket(const DeviceScope& scope, c10::Device device) {
-  const auto make = [&] { return at::zeros({1}, at::TensorOptions(at::kInt).device(device)); };
-  if (scope.is_capturing()) return make();
-  // Never destroyed, because CUDA may be gone before static objects are.
-  static auto& of_streams = *new std::map<std::pair<int64_t, int64_t>, at::Tensor>;
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
-  at::Tensor& mine = of_streams[{device.index(), scope.stream_id()}];
-  if (!mine.defined()) mine = make();
-  return mine;
+Ticket::Ticket(const DeviceScope& scope, c10::Device device) {
+  // One for each stream, whose launches wait for each other. Concurrent replays of captured graphs
+  // must not share one with eager steps: a graph has its own, set to zero by each replay. The
+  // others are not torch's memory, because an allocation that outlives a call would be taken for a
+  // leak where torch.compile records graphs.
+  if (!scope.is_capturing()) {
+    static std::map<std::pair<int64_t, int64_t>, int> slots;
+    static std::map<int64_t, int> used;
+    static std::mutex mutex;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto [slot, is_new] = slots.try_emplace({device.index(), scope.stream_id()}, 0);
+    if (is_new) slot->second = used[device.index()]++;
+    uint32_t* const all = device_tickets();
+    if (slot->second < kTickets && all != nullptr) {
+      address_ = all + slot->second;
+      return;
+    }
+  }
+  kept_ = at::zeros({1}, at::TensorOptions(at::kInt).device(device));
+  address_ = static_cast<uint32_t*>(kept_.mutable_data_ptr());
 }
 
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device, at::ScalarType dtype) {
   if (tensor.device() == device && tensor.scalar_type() == dtype) return tensor;
   return tensor.to(tensor.options().device(device).dtype(dtype), /*non_blocking=*/true);
+}
+
+Limit make_limit(std::optional<double> clip_value) {
+  const double limit = clip_value.value_or(std::numeric_limits<double>::infinity());
+  return {limit, static_cast<float>(limit)};
 }
 
 unsigned count_blocks(const DeviceScope& scope, int64_t n_items) {
@@ -38,8 +52,9 @@ unsigned count_blocks(const DeviceScope& scope, int64_t n_items) {
   return static_cast<unsigned>(std::max<int64_t>(n_blocks, 1));
 }
 
-size_t table_limit(size_t limit) {
-  const int64_t header = kLargeArguments - static_cast<int64_t>(limit);
+size_t table_limit(const DeviceScope& scope, TableLimits limits) {
+  if (!scope.takes_large_arguments()) return limits.small;
+  const int64_t header = kLargeArguments - static_cast<int64_t>(limits.large);
   return std::max<int64_t>(tunables().table_bytes - header, 256);
 }
 

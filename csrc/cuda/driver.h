@@ -5,6 +5,7 @@
 
 #include "../step_args.h"
 #include "device.h"
+#include "kernels.h"
 #include "tunables.h"
 
 namespace fusedtricks::cuda {
@@ -24,14 +25,24 @@ struct Driver {
   static void step(size_t algorithm, const StepRequest& request);
 };
 
-// Zero, for Note [Last block]. Launches on one stream share it.
-at::Tensor ticket(const DeviceScope& scope, c10::Device device);
+// A zero on the device for Note [Last block] in reduce.cuh; launches on one stream share it.
+class Ticket {
+ public:
+  Ticket(const DeviceScope& scope, c10::Device device);
+  uint32_t* address() const { return address_; }
+
+ private:
+  at::Tensor kept_;
+  uint32_t* address_;
+};
 
 // `tensor` on `device` in `dtype`, unchanged if it is.
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device, at::ScalarType dtype);
 
+// Infinite without a value.
+Limit make_limit(std::optional<double> clip_value);
 unsigned count_blocks(const DeviceScope& scope, int64_t n_items);
-// Bytes for a table that the tunables leave of `limit`.
-size_t table_limit(size_t limit);
+// Bytes that a table may have.
+size_t table_limit(const DeviceScope& scope, TableLimits limits);
 
 }  // namespace fusedtricks::cuda

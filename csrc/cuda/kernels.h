@@ -18,6 +18,10 @@ struct TableLimits {
 TableLimits update_limits();
 TableLimits statistics_limits();
 
+// Zeros on the current device for Note [Last block] in reduce.cuh, outside of torch's allocator.
+inline constexpr int kTickets = 1024;
+uint32_t* device_tickets();
+
 // `algorithm` is a position in algorithms().
 void launch_update(
     size_t algorithm, int n_states, bool in_double, const UpdateHeader& header,

@@ -5,6 +5,8 @@
 // mixtures.
 #pragma once
 
+#include <type_traits>
+
 #include "../dtype.h"
 #include "launch.h"
 
@@ -37,23 +39,28 @@ FT_DEVICE uint32_t word_of(const uint4& quad, int index) {
   return index == 0 ? quad.x : index == 1 ? quad.y : index == 2 ? quad.z : quad.w;
 }
 
-// The bits of a full pack. Separate from decoding, so that the loads of all streams are under way
-// before the first is waited for.
+// The bits of a full pack, 16 bytes each. Separate from decoding, so that the loads of all streams
+// are under way before the first is waited for. (Doubles by way of integers would be loaded with
+// 8 bytes at a time on sm_100.)
+template <typename T>
 struct RawPack {
-  uint4 quads[2];
+  std::conditional_t<sizeof(T) == sizeof(double), double2, uint4> parts[2];
 };
 
-template <typename T>
-FT_DEVICE const uint4* quads_at(const void* data, DType dtype, uint32_t index) {
-  const uint64_t size = sizeof(T) == 8 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-  return reinterpret_cast<const uint4*>(static_cast<const char*>(data) + size * index);
+FT_DEVICE uint64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+FT_DEVICE void load_raw(const void* data, DType dtype, uint32_t index, RawPack<float>& raw) {
+  const auto* const parts =
+      reinterpret_cast<const uint4*>(static_cast<const char*>(data) + element_bytes(dtype) * index);
+  raw.parts[0] = parts[0];
+  if (dtype == DType::kFloat32) raw.parts[1] = parts[1];
 }
 
-template <typename T>
-FT_DEVICE void load_raw(const void* data, DType dtype, uint32_t index, RawPack& raw) {
-  const uint4* const quads = quads_at<T>(data, dtype, index);
-  raw.quads[0] = quads[0];
-  if (sizeof(T) == 8 || dtype == DType::kFloat32) raw.quads[1] = quads[1];
+FT_DEVICE void load_raw(const void* data, DType, uint32_t index, RawPack<double>& raw) {
+  const auto* const parts =
+      reinterpret_cast<const double2*>(static_cast<const double*>(data) + index);
+  raw.parts[0] = parts[0];
+  raw.parts[1] = parts[1];
 }
 
 template <typename Stored>
@@ -66,25 +73,24 @@ FT_DEVICE void decode_halves(const uint4& quad, float (&values)[kPack<float>]) {
   }
 }
 
-FT_DEVICE void decode(const RawPack& raw, DType dtype, float (&values)[kPack<float>]) {
+FT_DEVICE void decode(const RawPack<float>& raw, DType dtype, float (&values)[kPack<float>]) {
   if (dtype == DType::kFloat32) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      values[i] = detail::bit_cast<float>(word_of(raw.quads[i / 4], i % 4));
+      values[i] = detail::bit_cast<float>(word_of(raw.parts[i / 4], i % 4));
     }
   } else if (dtype == DType::kBFloat16) {
-    decode_halves<BFloat16>(raw.quads[0], values);
+    decode_halves<BFloat16>(raw.parts[0], values);
   } else {
-    decode_halves<Float16>(raw.quads[0], values);
+    decode_halves<Float16>(raw.parts[0], values);
   }
 }
 
-FT_DEVICE void decode(const RawPack& raw, DType, double (&values)[kPack<double>]) {
+FT_DEVICE void decode(const RawPack<double>& raw, DType, double (&values)[kPack<double>]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint4& quad = raw.quads[i / 2];
-    const uint64_t low = word_of(quad, i % 2 * 2), high = word_of(quad, i % 2 * 2 + 1);
-    values[i] = detail::bit_cast<double>(low | high << 32);
+  for (int i = 0; i < 2; ++i) {
+    values[2 * i] = raw.parts[i].x;
+    values[2 * i + 1] = raw.parts[i].y;
   }
 }
 
@@ -92,43 +98,37 @@ FT_DEVICE uint4 quad_of(const uint32_t* words) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+template <typename Stored>
+FT_DEVICE uint32_t encode_pair(float low, float high) {
+  return convert<Stored>(low).bits | static_cast<uint32_t>(convert<Stored>(high).bits) << 16;
+}
+
 FT_DEVICE void store_raw(void* data, DType dtype, uint32_t index, const float* values) {
-  auto* const quads = const_cast<uint4*>(quads_at<float>(data, dtype, index));
+  auto* const quads =
+      reinterpret_cast<uint4*>(static_cast<char*>(data) + element_bytes(dtype) * index);
   uint32_t words[8];
   if (dtype == DType::kFloat32) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) words[i] = detail::bit_cast<uint32_t>(values[i]);
-    quads[0] = quad_of(words);
     quads[1] = quad_of(words + 4);
-    return;
-  }
-  if (dtype == DType::kBFloat16) {
+  } else if (dtype == DType::kBFloat16) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      words[i] = to_bfloat16(values[2 * i]).bits | to_bfloat16(values[2 * i + 1]).bits << 16;
+      words[i] = encode_pair<BFloat16>(values[2 * i], values[2 * i + 1]);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      words[i] = to_float16(values[2 * i]).bits | to_float16(values[2 * i + 1]).bits << 16;
+      words[i] = encode_pair<Float16>(values[2 * i], values[2 * i + 1]);
     }
   }
   quads[0] = quad_of(words);
 }
 
-FT_DEVICE void store_raw(void* data, DType dtype, uint32_t index, const double* values) {
-  auto* const quads = const_cast<uint4*>(quads_at<double>(data, dtype, index));
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    uint32_t words[4];
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const auto bits = detail::bit_cast<uint64_t>(values[2 * i + k]);
-      words[2 * k] = static_cast<uint32_t>(bits);
-      words[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
-    }
-    quads[i] = quad_of(words);
-  }
+FT_DEVICE void store_raw(void* data, DType, uint32_t index, const double* values) {
+  auto* const parts = reinterpret_cast<double2*>(static_cast<double*>(data) + index);
+  parts[0] = make_double2(values[0], values[1]);
+  parts[1] = make_double2(values[2], values[3]);
 }
 
 template <typename Stored, typename T>

@@ -31,22 +31,23 @@ FT_DEVICE double block_sum(double value) {
   return sum;
 }
 
-// Whether this block is the last of the launch to call this; then it sees what the others wrote.
+// Whether this block is the last of the launch to call this.
 //
 // Note [Last block]
 // Work that needs all blocks, adding up partial results and advancing step counts, is done by the
 // block that finishes last, which saves a launch. It does not matter which one that is: what it
 // does has a fixed order. The ticket is an integer and goes back to zero.
+// Only what thread 0 of a block wrote is certain to be seen by the last block: a fence of all
+// threads would make all of them wait for their stores.
 FT_DEVICE bool is_last_block(uint32_t* ticket) {
   __shared__ bool is_last;
-  __threadfence();
-  __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();
     is_last = atomicAdd(ticket, 1u) == gridDim.x - 1;
     if (is_last) *ticket = 0;
   }
   __syncthreads();
-  __threadfence();
+  if (is_last) __threadfence();
   return is_last;
 }
 

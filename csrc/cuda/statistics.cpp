@@ -1,11 +1,9 @@
 // The host side of the statistics sweep.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-
-#include <limits>
+#include <ATen/ops/zeros.h>
 
 #include "driver.h"
-#include "kernels.h"
 #include "table_builder.h"
 
 namespace fusedtricks::cuda {
@@ -19,11 +17,9 @@ struct Launch {
 // Lays out the launches for the gradients of one dtype.
 class Planner {
  public:
-  Planner(DType dtype, std::vector<Launch>& launches, int64_t n_pieces)
+  Planner(DType dtype, size_t table_bytes, std::vector<Launch>& launches, int64_t n_pieces)
       : dtype_(dtype),
-        table_(
-            statistics_column::kPointers, statistics_column::kCount,
-            table_limit(statistics_limits().large)),
+        table_(statistics_column::kPointers, statistics_column::kCount, table_bytes),
         launches_(launches),
         n_pieces_(n_pieces) {}
 
@@ -50,9 +46,11 @@ class Planner {
     header.layout = table_.layout();
     header.n_items = static_cast<uint32_t>(n_items_);
     header.dtype = dtype_;
+    header.combines = combines_;
     launches_.push_back({header, table_.build()});
     table_.clear();
     n_items_ = 0;
+    combines_ = false;
   }
 
   int64_t n_pieces() const { return n_pieces_; }
@@ -68,6 +66,7 @@ class Planner {
     if (is_piece) n_pieces_ += n_rows * per_row;
     pieces_of_row += per_row;
     const bool combines = is_piece && (!part.within_row || part.ends_row);
+    combines_ |= combines;
     const int64_t to_combine = part.within_row ? pieces_of_row : per_row;
 
     const char* const data = static_cast<const char*>(view.grad.data);
@@ -95,10 +94,12 @@ class Planner {
   std::vector<Launch>& launches_;
   int64_t n_items_ = 0;
   int64_t n_pieces_;
+  bool combines_ = false;  // some record of the table does
 };
 
 // The launches for all gradients, and the number of pieces of long rows.
-std::pair<std::vector<Launch>, int64_t> plan(const std::vector<TensorArgs>& views) {
+std::pair<std::vector<Launch>, int64_t> plan(
+    const std::vector<TensorArgs>& views, size_t table_bytes) {
   std::vector<Launch> launches;
   std::vector<DType> done;
   int64_t n_pieces = 0;
@@ -106,7 +107,7 @@ std::pair<std::vector<Launch>, int64_t> plan(const std::vector<TensorArgs>& view
     const DType dtype = first.grad.dtype;
     if (std::find(done.begin(), done.end(), dtype) != done.end()) continue;
     done.push_back(dtype);
-    Planner planner(dtype, launches, n_pieces);
+    Planner planner(dtype, table_bytes, launches, n_pieces);
     for (const TensorArgs& view : views) {
       if (view.grad.dtype == dtype) planner.add(view);
     }
@@ -132,7 +133,7 @@ std::tuple<at::Tensor, at::Tensor> Driver::grad_statistics(
     has_double |= view.grad.dtype == DType::kFloat64;
   }
   TORCH_CHECK(n_rows < kNone, "grad_statistics: more than 2^32 rows to centralize, got ", n_rows);
-  auto [launches, n_pieces] = plan(views);
+  auto [launches, n_pieces] = plan(views, table_limit(scope, statistics_limits()));
   uint32_t most_items = 0;
   for (const Launch& launch : launches) most_items = std::max(most_items, launch.header.n_items);
 
@@ -141,10 +142,10 @@ std::tuple<at::Tensor, at::Tensor> Driver::grad_statistics(
   const bool means_are_double = has_double || device.is_cpu();
   const at::Tensor means =
       at::empty({n_rows}, doubles.dtype(means_are_double ? at::kDouble : at::kFloat));
-  const at::Tensor totals = at::empty({2}, doubles);
+  const at::Tensor totals = launches.empty() ? at::zeros({2}, doubles) : at::empty({2}, doubles);
   const at::Tensor partial = at::empty({most_items, 2}, doubles);
   const at::Tensor pieces = at::empty({n_pieces}, doubles);
-  const at::Tensor counter = ticket(scope, device);
+  const Ticket ticket(scope, device);
   at::Tensor scale;
   if (grad_scale.has_value()) {
     TORCH_CHECK_VALUE(
@@ -157,8 +158,8 @@ std::tuple<at::Tensor, at::Tensor> Driver::grad_statistics(
   for (Launch& launch : launches) {
     StatisticsHeader& header = launch.header;
     header.grad_scale = scale.defined() ? scale.const_data_ptr<float>() : nullptr;
-    header.limit = clip_value.value_or(std::numeric_limits<double>::infinity());
-    header.ticket = reinterpret_cast<uint32_t*>(counter.mutable_data_ptr());
+    header.limit = make_limit(clip_value);
+    header.ticket = ticket.address();
     header.row_means = means.mutable_data_ptr();
     header.pieces = pieces.mutable_data_ptr<double>();
     header.partial = static_cast<ItemSums*>(partial.mutable_data_ptr());

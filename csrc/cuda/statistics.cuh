@@ -34,17 +34,18 @@ template <typename T>
 class Stretch {
  public:
   FT_DEVICE Stretch(
-      const StatisticsHeader& header, const void* data, uint32_t begin, uint32_t end,
+      T inv_scale, T limit, const void* data, DType dtype, uint32_t begin, uint32_t end,
       uint32_t thread, uint32_t n_threads)
       : data_(data),
-        dtype_(header.dtype),
+        dtype_(dtype),
         begin_(begin),
         end_(end),
         thread_(thread),
         n_threads_(n_threads),
-        inv_scale_(static_cast<T>(inverse_scale(header))),
-        limit_(static_cast<T>(header.limit)) {
-    is_aligned_ = reinterpret_cast<uint64_t>(quads_at<T>(data, dtype_, begin)) % 16 == 0;
+        inv_scale_(inv_scale),
+        limit_(limit) {
+    const uint64_t size = sizeof(T) == 8 ? 8 : element_bytes(dtype);
+    is_aligned_ = (reinterpret_cast<uint64_t>(data) + size * begin) % 16 == 0;
   }
 
   // Note [Float sums]
@@ -65,7 +66,7 @@ class Stretch {
   }
 
  private:
-  // `largest` becomes NaN or inf if an element is.
+  // `largest` becomes inf if an element is.
   template <typename A>
   FT_DEVICE Sums<A> accumulate(T& largest, bool& nonfinite) const {
     Sums<A> total;
@@ -74,8 +75,8 @@ class Stretch {
       if (lanes.base >= end_) break;
       T values[kPack<T>];
       if (lanes.full) {
-        RawPack raw;
-        load_raw<T>(data_, dtype_, lanes.base, raw);
+        RawPack<T> raw;
+        load_raw(data_, dtype_, lanes.base, raw);
         decode(raw, dtype_, values);
       } else {
         load_scalars(data_, dtype_, lanes, values);
@@ -85,7 +86,7 @@ class Stretch {
       for (uint32_t k = 0; k < kPack<T>; ++k) {
         nonfinite |= !(magnitude(values[k]) <= std::numeric_limits<T>::max());
         const T value = unscale_and_clamp(values[k], inv_scale_, limit_);
-        // Written so that a NaN stays.
+        // A NaN may get lost here, but not in the sums.
         largest = magnitude(value) <= largest ? largest : magnitude(value);
         const A wide = static_cast<A>(value);
         pack.sum = pack.sum + wide;
@@ -118,7 +119,8 @@ FT_DEVICE void write_mean(const StatisticsHeader& header, uint32_t row, double m
 template <typename T, class Args>
 class StatisticsTask {
  public:
-  FT_DEVICE StatisticsTask(const Args& args, uint32_t item) : args_(args) {
+  FT_DEVICE StatisticsTask(const Args& args, T inv_scale, uint32_t item)
+      : args_(args), inv_scale_(inv_scale) {
     namespace column = statistics_column;
     record_ = find_record(args, column::kFirstItem, item);
     data_ = args.table.template at<const void*>(args.layout.pointer_at(column::kGrad, record_));
@@ -182,7 +184,8 @@ class StatisticsTask {
 
   FT_DEVICE Stretch<T> stretch(
       uint32_t begin, uint32_t end, uint32_t thread, uint32_t n_threads) const {
-    return {args_, data_, begin, end, thread, n_threads};
+    return {inv_scale_, args_.limit.template as<T>(), data_, args_.dtype, begin, end, thread,
+            n_threads};
   }
   FT_DEVICE bool is_piece() const { return word(statistics_column::kFirstPiece) != kNone; }
   FT_DEVICE uint32_t word(uint32_t column) const {
@@ -190,6 +193,7 @@ class StatisticsTask {
   }
 
   const Args& args_;
+  T inv_scale_;
   uint32_t record_, local_, row_length_, begin_, end_;
   const void* data_;
 };
@@ -208,6 +212,7 @@ FT_DEVICE void combine(const Args& args) {
     args.totals[0] = squares + (args.adds_to_totals ? args.totals[0] : 0);
     args.totals[1] = nonfinite + (args.adds_to_totals ? args.totals[1] : 0) > 0;
   }
+  if (!args.combines) return;
   for (uint32_t record = 0; record < args.layout.n_records; ++record) {
     namespace column = statistics_column;
     const auto word = [&](uint32_t which) {
@@ -227,8 +232,9 @@ FT_DEVICE void combine(const Args& args) {
 
 template <typename T, class Args>
 __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_constant__ Args args) {
+  const T inv_scale = static_cast<T>(inverse_scale(args));
   for (uint32_t item = blockIdx.x; item < args.n_items; item += gridDim.x) {
-    const Found found = StatisticsTask<T, Args>(args, item).run();
+    const Found found = StatisticsTask<T, Args>(args, inv_scale, item).run();
     const double squares = block_sum(found.squares);
     const double nonfinite = block_sum(found.nonfinite);
     if (threadIdx.x == 0) args.partial[item] = {squares, nonfinite > 0 ? 1.0 : 0.0};

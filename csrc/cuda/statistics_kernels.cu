@@ -1,4 +1,5 @@
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 #include "statistics.cuh"
@@ -8,6 +9,10 @@ namespace {
 
 using SmallArgs = StatisticsArgs<kSmallArguments>;
 using LargeArgs = StatisticsArgs<kLargeArguments>;
+static_assert(sizeof(SmallArgs) <= kSmallArguments && sizeof(LargeArgs) <= kLargeArguments);
+static_assert(std::is_trivially_copyable_v<LargeArgs>);
+
+__device__ uint32_t tickets[kTickets];
 
 template <typename T, class Args>
 void launch_with(
@@ -21,6 +26,12 @@ void launch_with(
 }
 
 }  // namespace
+
+uint32_t* device_tickets() {
+  void* address = nullptr;
+  return cudaGetSymbolAddress(&address, tickets) == cudaSuccess ? static_cast<uint32_t*>(address)
+                                                                : nullptr;
+}
 
 TableLimits statistics_limits() { return {sizeof(SmallArgs::table), sizeof(LargeArgs::table)}; }
 

@@ -64,12 +64,27 @@ struct Table {
   }
 };
 
+// In both types, because a compiler may put off a conversion until it stands in the hot loop.
+struct Limit {
+  double as_double;
+  float as_float;
+
+  template <typename T>
+  FT_HOST_DEVICE T as() const {
+    if constexpr (sizeof(T) == sizeof(double)) {
+      return as_double;
+    } else {
+      return as_float;
+    }
+  }
+};
+
 // What a launch needs beside its table. Each sweep adds its own.
 struct CommonHeader {
   TableLayout layout;
   uint32_t n_items;
   const float* grad_scale;  // null: 1
-  double limit;             // clip by value, +inf when off
+  Limit limit;              // clip by value, +inf when off
   uint32_t* ticket;         // 0, and 0 again after the launch
 };
 
@@ -126,6 +141,7 @@ struct StatisticsHeader : CommonHeader {
   DType dtype;
   bool means_are_double;
   bool adds_to_totals;  // not the first launch of this call
+  bool combines;        // some record has pieces to combine
 };
 
 }  // namespace fusedtricks::cuda

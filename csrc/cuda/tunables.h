@@ -17,7 +17,7 @@ struct Tunables {
   // balances them.
   int64_t blocks_per_sm = 0;
   int64_t backward = 1;  // Note [Backward walk]
-  // Kernel arguments; lowered where the driver is older than CUDA 12.1.
+  // Kernel arguments of a launch; lowered by tests and measurements only.
   int64_t table_bytes = 32764;
   // Larger tensors are split; lowered by tests only.
   int64_t record_elements = int64_t{1} << 30;

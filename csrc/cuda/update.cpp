@@ -1,9 +1,7 @@
 // The host side of the update sweep.
-#include <limits>
 #include <list>
 
 #include "driver.h"
-#include "kernels.h"
 #include "table_builder.h"
 
 namespace fusedtricks::cuda {
@@ -40,7 +38,7 @@ class Scalars {
     header.grad_scale = pointer<float>("grad_scale", request.grad_scale, at::kFloat);
     header.found_inf = pointer<float>("found_inf", request.found_inf, at::kFloat);
     header.coefficient = pointer<double>("coefficient", request.coefficient, at::kDouble);
-    header.limit = request.clip_value.value_or(std::numeric_limits<double>::infinity());
+    header.limit = make_limit(request.clip_value);
     if (request.skipped_steps.has_value()) {
       header.skipped_steps = request.skipped_steps->mutable_data_ptr<int64_t>();
     }
@@ -93,14 +91,14 @@ class Launcher {
  public:
   Launcher(
       const Signature& signature, int n_states, const std::vector<GroupEntry>& groups,
-      const UpdateHeader& header)
+      const UpdateHeader& header, size_t table_bytes)
       : signature_(signature),
         n_states_(n_states),
         groups_(groups),
         header_(header),
         table_(
             2 + n_states + signature.has_model + signature.has_step, update_column::kCount,
-            table_limit(update_limits().large)),
+            table_bytes),
         group_in_table_(groups.size(), kNone) {
     std::copy(signature.dtypes.begin(), signature.dtypes.end(), header_.dtypes);
     header_.model_dtype = signature.model_dtype;
@@ -193,12 +191,13 @@ void Driver::step(size_t index, const StepRequest& request) {
   for (size_t g = 0; g < request.group_sizes.size(); ++g) {
     groups.push_back(scalars.group(request, g, algorithm.hyper.size()));
   }
-  const at::Tensor counter = ticket(scope, device);
-  scalars.header.ticket = reinterpret_cast<uint32_t*>(counter.mutable_data_ptr());
+  const Ticket ticket(scope, device);
+  scalars.header.ticket = ticket.address();
+  const size_t table_bytes = table_limit(scope, update_limits());
   for (const Signature& signature : distinct_signatures(views, n_states)) {
     const bool in_double = signature.in_double();
     scalars.header.row_means = scalars.means(request.row_means, in_double);
-    Launcher launcher(signature, n_states, groups, scalars.header);
+    Launcher launcher(signature, n_states, groups, scalars.header, table_bytes);
     const auto launch = [&](const UpdateHeader& header, const std::vector<unsigned char>& table) {
       launch_update(
           index, n_states, in_double, header, table, count_blocks(scope, header.n_items),
@@ -211,7 +210,7 @@ void Driver::step(size_t index, const StepRequest& request) {
     }
     launcher.flush(launch);
   }
-  staging.write_back();
+  staging.write_back(request.found_inf);
 }
 
 }  // namespace fusedtricks::cuda

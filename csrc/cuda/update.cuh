@@ -28,7 +28,6 @@ class RowMeans {
 
   // `follows` tells that the last call was for the element before.
   FT_DEVICE T at(uint32_t index, bool follows) {
-    if (row_length_ == 0) return 0;
     if (follows && ++column_ < row_length_) return mean_;
     if (follows) {
       ++row_;
@@ -134,9 +133,9 @@ class UpdateTask {
       if (lanes.base >= end) break;
       T values[kStreams][kPack<T>];
       load(lanes, values);
-      Variants<Functor, kStates>::visit(group_->flags, [&](auto functor) {
-        update<decltype(functor)>(lanes, grad, constants, values);
-      });
+      transform_all(lanes, grad, values[0]);
+      Variants<Functor, kStates>::visit(
+          group_->flags, [&](auto functor) { update<decltype(functor)>(constants, values); });
 #pragma unroll
       for (int s = 1; s < kStreams; ++s) store(data_[s], header_.dtypes[s], lanes, values[s]);
       if (header_.has_model) store(model_, header_.model_dtype, lanes, values[1]);
@@ -146,10 +145,10 @@ class UpdateTask {
  private:
   FT_DEVICE void load(const Lanes& lanes, T (&values)[kStreams][kPack<T>]) const {
     if (lanes.full) {
-      RawPack raw[kStreams];
+      RawPack<T> raw[kStreams];
 #pragma unroll
       for (int s = 0; s < kStreams; ++s) {
-        load_raw<T>(data_[s], header_.dtypes[s], lanes.base, raw[s]);
+        load_raw(data_[s], header_.dtypes[s], lanes.base, raw[s]);
       }
 #pragma unroll
       for (int s = 0; s < kStreams; ++s) decode(raw[s], header_.dtypes[s], values[s]);
@@ -161,21 +160,33 @@ class UpdateTask {
     }
   }
 
-  template <class F>
-  FT_DEVICE void update(
-      const Lanes& lanes, const GradTransform<T>& grad, const unsigned char* constants,
-      T (&values)[kStreams][kPack<T>]) const {
-    typename F::template Constants<T> c;
-    __builtin_memcpy(&c, __builtin_assume_aligned(constants, 16), sizeof(c));
+  FT_DEVICE void transform_all(
+      const Lanes& lanes, const GradTransform<T>& grad, T (&values)[kPack<T>]) const {
+    if (row_length_ == 0) {
+#pragma unroll
+      for (uint32_t k = 0; k < kPack<T>; ++k) values[k] = transform<true>(grad, values[k], T(0));
+      return;
+    }
     RowMeans<T> means(header_.row_means, first_row_, row_length_);
 #pragma unroll
     for (uint32_t k = 0; k < kPack<T>; ++k) {
       if (!lanes.has(k)) continue;
+      const T mean = means.at(lanes.index(k), k > 0 && lanes.stride == 1);
+      values[k] = transform<true>(grad, values[k], mean);
+    }
+  }
+
+  template <class F>
+  FT_DEVICE void update(const unsigned char* constants, T (&values)[kStreams][kPack<T>]) const {
+    typename F::template Constants<T> c;
+    __builtin_memcpy(&c, __builtin_assume_aligned(constants, 16), sizeof(c));
+    // Elements beyond the end are computed too, from zeros, and not stored.
+#pragma unroll
+    for (uint32_t k = 0; k < kPack<T>; ++k) {
       T state[kStates > 0 ? kStates : 1];
 #pragma unroll
       for (int s = 0; s < kStates; ++s) state[s] = values[s + 2][k];
-      const T mean = means.at(lanes.index(k), k > 0 && lanes.stride == 1);
-      F::update(c, transform<true>(grad, values[0][k], mean), values[1][k], state);
+      F::update(c, values[0][k], values[1][k], state);
 #pragma unroll
       for (int s = 0; s < kStates; ++s) values[s + 2][k] = state[s];
     }
@@ -210,11 +221,17 @@ struct alignas(16) ConstantBytes {
   unsigned char bytes[kMaxConstantBytes];
 };
 
-// Blocks of 256 threads on a multiprocessor at a time, which limits the registers to 80, with three
-// states or in double to 128. 768 threads with two streams of 32 bytes under way are 48 KB; an H100
-// needs about 25 KB per multiprocessor (3.35 TB/s * 1 us / 132) to be busy.
+// Blocks of 256 threads on a multiprocessor at a time, which limits the registers to 80 or, with
+// many states or in double, to 128. 768 threads with two streams of 32 bytes under way are 48 KB;
+// an H100 needs about 25 KB per multiprocessor (3.35 TB/s * 1 us / 132) to be busy. For sm_100 and
+// later nvcc 13.0 spills two states at 80; 512 threads with four streams are 64 KB there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+inline constexpr int kStatesInFewRegisters = 1;
+#else
+inline constexpr int kStatesInFewRegisters = 2;
+#endif
 template <int kStates, typename T>
-inline constexpr int kBlocksAtATime = kStates < 3 && sizeof(T) == 4 ? 3 : 2;
+inline constexpr int kBlocksAtATime = kStates <= kStatesInFewRegisters && sizeof(T) == 4 ? 3 : 2;
 
 template <template <unsigned> class Functor, int kStates, typename T, class Args>
 __global__ void __launch_bounds__(kThreads, (kBlocksAtATime<kStates, T>))
@@ -227,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksAtATime<kStates, T>))
   }
   const double coefficient = args.coefficient == nullptr ? 1.0 : *args.coefficient;
   const GradTransform<T> grad{
-      static_cast<T>(inverse_scale(args)), static_cast<T>(args.limit), static_cast<T>(coefficient),
+      static_cast<T>(inverse_scale(args)), args.limit.template as<T>(), static_cast<T>(coefficient),
       true};
   uint32_t prepared = kNone;
   for (uint32_t i = blockIdx.x; i < args.n_items; i += gridDim.x) {

@@ -1,6 +1,7 @@
 // The kernels of all optimizers, and the choice among them.
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 #include "update.cuh"
@@ -10,6 +11,8 @@ namespace {
 
 using SmallArgs = UpdateArgs<kSmallArguments>;
 using LargeArgs = UpdateArgs<kLargeArguments>;
+static_assert(sizeof(SmallArgs) <= kSmallArguments && sizeof(LargeArgs) <= kLargeArguments);
+static_assert(std::is_trivially_copyable_v<LargeArgs>);
 using Launch = void (*)(
     const UpdateHeader& header, const std::vector<unsigned char>& table, unsigned n_blocks,
     cudaStream_t stream);

@@ -1,5 +1,6 @@
 """Saving and loading optimizer state without losing precision or sharing tensors."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -33,16 +34,21 @@ _OURS = {
 def remember_initial_lr(group: dict[str, Any]) -> None:
     """Note the learning rate that a decay by (lr / initial_lr) refers to, if there is one."""
     if group["decouple_lr"]:
-        lr = group["lr"]
-        group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+        initial_lr = group.setdefault("initial_lr", group["lr"])
+        if isinstance(initial_lr, Tensor) and (
+            initial_lr is group["lr"] or initial_lr.device.type != "cpu"
+        ):
+            # On the CPU, so that no step waits for a device to read it.
+            group["initial_lr"] = initial_lr.detach().to("cpu", copy=True)
 
 
 class CheckpointMixin:
     """Overrides of torch.optim.Optimizer's pickling and loading."""
 
     def __getstate__(self) -> dict[str, Any]:
-        self._drop_unused_state()
-        return super().__getstate__() | {name: getattr(self, name) for name in _KEPT}
+        kept = super().__getstate__()
+        states = defaultdict(dict, self._without_unused(self.state))
+        return kept | {"state": states} | {name: getattr(self, name) for name in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -64,8 +70,9 @@ class CheckpointMixin:
 
     def state_dict(self) -> dict[str, Any]:
         """Return groups and state as torch.optim does; waits for the device after skipped steps."""
-        self._drop_unused_state()
-        return super().state_dict()
+        saved = super().state_dict()
+        saved["state"] = self._without_unused(saved["state"])
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` of this or of the torch.optim class of the same name returned.

@@ -55,7 +55,7 @@ def _count_skipped(optimizer: "FusedOptimizer", entries: list[Entry]) -> None:
     record = optimizer._record
     device = next(e.param.device for e in entries if backends.skips_on_device(e.param.device))
     if record.skipped_on_device is None or record.skipped_on_device.device != device:
-        optimizer.skipped_steps = optimizer.skipped_steps
+        record.skipped_steps = optimizer.skipped_steps
         record.skipped_on_device = torch.zeros((), dtype=torch.int64, device=device)
 
 

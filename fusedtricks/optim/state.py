@@ -49,7 +49,9 @@ class StateMixin:
     @skipped_steps.setter
     def skipped_steps(self, value: int) -> None:
         self._record.skipped_steps = value
-        self._record.skipped_on_device = None
+        if self._record.skipped_on_device is not None:
+            # Not replaced: a plan or a captured graph counts in it.
+            self._record.skipped_on_device.zero_()
 
     def _has_master(self, entry: Entry) -> bool:
         return entry.group["master_weights"] and entry.param.dtype in (
@@ -108,17 +110,33 @@ class StateMixin:
             count = counts[buffer] = torch.full((), 0.0 if fresh else 1.0, device=device)
         return count
 
-    def _drop_unused_state(self) -> None:
-        """Delete buffers that no step has used, because all were skipped on the device.
+    def _without_unused(self, states: dict[Any, Any]) -> dict[Any, Any]:
+        """Return per-parameter states without buffers that no step has used.
 
-        torch has no buffer then, and starts one with the first gradient.
+        Those are there because every step was skipped on the device. torch has none then, and
+        starts one with the first gradient.
         """
-        counts = self.__dict__.get("_update_counts", {})
-        for values in self.state.values():
+        counts = dict(self.__dict__.get("_update_counts", {}))
+        by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+        for buffer, count in counts.items():
+            by_device.setdefault(count.device, []).append((buffer, count))
+        unused = {
+            id(buffer)
+            for pairs in by_device.values()
+            for (buffer, _), used in zip(
+                pairs, torch.stack([count for _, count in pairs]).tolist(), strict=True
+            )
+            if used == 0
+        }
+        if not unused:
+            return states
+        kept = {}
+        for key, values in states.items():
             if isinstance(values, dict):
-                for name in [n for n, v in values.items() if isinstance(v, Tensor) and v in counts]:
-                    if counts[values[name]].item() == 0:
-                        del values[name]
+                values = {n: v for n, v in values.items() if id(v) not in unused}
+            if values != {}:
+                kept[key] = values
+        return kept
 
     def _new_state(self, like: Tensor, group: dict[str, Any]) -> Tensor:
         value = self._initial_value(group)

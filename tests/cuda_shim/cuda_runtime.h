@@ -56,6 +56,11 @@ using cudaStream_t = CUstream_st*;
 enum cudaError_t { cudaSuccess = 0 };
 // Errors of a launch are C++ exceptions here.
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+template <typename T>
+static inline cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
+  *address = &symbol;
+  return cudaSuccess;
+}
 static inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 
 static const uint3& threadIdx = fusedtricks::shim::thread_index;
