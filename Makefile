@@ -1,4 +1,4 @@
-# make demo   trains the demo            make test   runs all tests
+# make demo   trains the demo            make test   runs all tests: test-python, test-kernels
 # make setup  only prepares .venv        make bench  measures the step against torch; with
 #                                        BENCH_ARGS="--help" and the like only bench_step.py
 #
@@ -17,14 +17,20 @@ BUILT := build/.built-$(subst /,-,$(VENV))-$(TORCH)-cuda-$(FUSEDTRICKS_CUDA)-$(s
 CPP_NAMES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := setup.py build_cuda.py $(shell find csrc $(CPP_NAMES))
 
-.PHONY: demo test setup bench lint format clean
+.PHONY: demo test test-python test-kernels setup bench lint format clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(BIN)/fusedtricks demo $(DEMO_ARGS)
 
-test: setup
+test: test-python test-kernels
+
+test-python: setup
 	$(BIN)/python -m pytest -n auto $(TEST_ARGS)
+
+# The CUDA kernels, executed on the CPU under the address and undefined-behaviour sanitizers.
+test-kernels: setup
+	$(BIN)/python -m tests.cuda_shim.run $(KERNEL_TEST_ARGS)
 
 setup: $(BUILT)
 

@@ -74,8 +74,9 @@ def _newest(paths: Sequence[Path]) -> float:
 
 def _compile(source: Path, target: Path, flags: list[str]) -> None:
     tree = next(parent for parent in source.parents if parent.name in ("csrc", "cuda_shim"))
-    headers = [p for p in [*tree.rglob("*"), *CSRC.rglob("*"), *HERE.glob("*")] if p.is_file()]
-    if target.exists() and target.stat().st_mtime > _newest(headers):
+    files = [*tree.rglob("*"), *CSRC.rglob("*"), *HERE.glob("*")]
+    code = [path for path in files if path.suffix in (".h", ".cpp", ".cuh", ".cu")]
+    if target.exists() and target.stat().st_mtime > _newest(code):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     language = ["-x", "c++"] if source.suffix == ".cu" else []
