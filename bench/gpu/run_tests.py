@@ -1,0 +1,139 @@
+"""Run the tests on the device: those that need one, or the generic suites with their tensors on it.
+
+`--suite device` runs DEVICE_TESTS. `--suite generic` runs the other suites with
+FUSEDTRICKS_TEST_DEVICE=cuda, those apart that have nothing to do with a device.
+"""
+
+import argparse
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import report
+from bench.gpu.part import ROOT, NotAvailable, Result, Row, make_parser, run_part
+
+EXAMPLE = "python -m bench.gpu.run_tests --suite generic --dry-run"
+VARIABLE = "FUSEDTRICKS_TEST_DEVICE"
+DEVICE_TESTS = ("tests/test_cuda_device.py", "tests/test_device.py")
+# Nothing in them depends on the device, or they measure, train for long or start this check.
+WITHOUT_DEVICE = (
+    "test_bench",
+    "test_build",
+    "test_cli",
+    "test_compile",
+    "test_cuda_code",
+    "test_cuda_device",
+    "test_cuda_kernels",
+    "test_cuda_shim",
+    "test_data",
+    "test_demo",
+    "test_device",
+    "test_gpu_check",
+    "test_planted_faults",
+    "test_trainer",
+    "test_work_list",
+)
+N_WORKERS = {"device": 4, "generic": 6}
+# A kernel that hangs takes its worker with it, not the run.
+TEST_TIMEOUT_S = 60
+HEADER = ("suite", "tests", "passed", "failed", "errors", "skipped", "seconds")
+NO_TESTS_COLLECTED = 5
+
+
+def files_of(suite: str) -> list[str]:
+    """Return the test files of a suite.
+
+    Raises:
+        NotAvailable: If they are not there, or do not know about devices.
+    """
+    if suite == "device":
+        return list(DEVICE_TESTS)
+    sources = sorted((ROOT / "tests").glob("*.py"))
+    others = [path for path in sources if path.stem not in WITHOUT_DEVICE]
+    if not any(VARIABLE in path.read_text(encoding="utf-8") for path in others):
+        raise NotAvailable(f"no file in tests/ reads {VARIABLE}")
+    return [f"tests/{path.name}" for path in others if path.name.startswith("test_")]
+
+
+def pytest_command(suite: str, files: Sequence[str], xml: Path, *, dry_run: bool) -> list[str]:
+    """Return the command line; plugins are used where they are installed."""
+    command = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider"]
+    if dry_run:
+        return [*command, "--collect-only", *files]
+    command += [f"--junit-xml={xml}", "--durations=10"]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(N_WORKERS[suite])]
+    if importlib.util.find_spec("pytest_timeout") is not None:
+        command += [f"--timeout={TEST_TIMEOUT_S}", "--timeout-method=thread"]
+    return [*command, *files]
+
+
+def read_report(xml: Path, suite: str) -> Row:
+    """Return counts and failures of a junit file."""
+    row: Row = {"suite": suite, "tests": 0, "failed": 0, "errors": 0, "skipped": 0, "seconds": 0.0}
+    row["failures"] = []
+    for found in ElementTree.parse(xml).getroot().iter("testsuite"):
+        row["tests"] += int(found.get("tests", 0))
+        row["failed"] += int(found.get("failures", 0))
+        row["errors"] += int(found.get("errors", 0))
+        row["skipped"] += int(found.get("skipped", 0))
+        row["seconds"] += float(found.get("time", 0))
+        for case in found.iter("testcase"):
+            for problem in (*case.findall("failure"), *case.findall("error")):
+                lines = (problem.get("message") or "").strip().splitlines() or [""]
+                name = f"{case.get('classname')}::{case.get('name')}"
+                row["failures"].append({"test": name, "message": lines[0][:300]})
+    row["passed"] = row["tests"] - row["failed"] - row["errors"] - row["skipped"]
+    return row
+
+
+def report_text(row: Row, *, most: int = 40) -> str:
+    """Return the table of a run and its failures."""
+    cells = [f"{row[key]:.0f}" if key == "seconds" else str(row[key]) for key in HEADER]
+    lines = [report.markdown_table(HEADER, [cells]), ""]
+    lines += [f"- `{item['test']}`: {item['message']}" for item in row["failures"][:most]]
+    if len(row["failures"]) > most:
+        lines.append(f"- and {len(row['failures']) - most} more")
+    return "\n".join(lines).rstrip()
+
+
+def work(options: argparse.Namespace, result: Result) -> str:
+    """Run a suite; return what went wrong."""
+    files = files_of(options.suite)
+    # At a time limit the signal reaches pytest as well, which then still reports.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    environment = dict(os.environ)
+    if options.suite == "generic":
+        environment[VARIABLE] = options.device.type
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "junit.xml"
+        command = pytest_command(options.suite, files, xml, dry_run=options.dry_run)
+        print(" ".join(command), flush=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        if options.dry_run:
+            result.add(f"Tests: {options.suite}", f"only collected, status {done.returncode}")
+        elif xml.exists():
+            row = read_report(xml, options.suite)
+            result.add(f"Tests: {options.suite}", report_text(row), [row])
+    if done.returncode == 0:
+        return ""
+    if done.returncode == NO_TESTS_COLLECTED:
+        raise NotAvailable("pytest found no test")
+    return f"pytest ended with status {done.returncode}; see log-tests.txt"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; return the exit status."""
+    parser = make_parser(__doc__, EXAMPLE)
+    parser.add_argument("--suite", choices=sorted(N_WORKERS), default="device")
+    return run_part(work, parser, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
