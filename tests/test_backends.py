@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from fusedtricks import backends
+
 # Each simulates one obstacle before the import; the step must still be right.
 OBSTACLES = {
     "not compiled": ("sys.modules['fusedtricks._C'] = None", "was not compiled", False),
@@ -55,3 +57,21 @@ def test_without_the_extension(name: str) -> None:
     assert float(value) == 2.0
     assert text in reason and "pip install" in reason
     assert refusal == f"backend='cpu' cannot run here: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("device", "archs", "runs"),
+    [
+        ((9, 0), [75, 80, 90], True),
+        ((8, 9), [80], True),  # newer within the major version
+        ((8, 6), [75, 90], False),  # neither older code of its major version nor PTX
+        ((8, 6), [75, 89], False),
+        ((12, 1), [75, 90], True),  # by the PTX of the newest
+        ((11, 0), [75, 100, 120], False),
+        ((7, 0), [75, 80], False),
+    ],
+)
+def test_on_which_devices_the_kernels_run(
+    device: tuple[int, int], archs: list[int], runs: bool
+) -> None:
+    assert backends._runs_on(*device, archs) == runs

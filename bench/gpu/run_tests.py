@@ -35,6 +35,7 @@ WITHOUT_DEVICE = (
     "test_demo",
     "test_device",
     "test_gpu_check",
+    "test_gpu_measurements",
     "test_planted_faults",
     "test_trainer",
     "test_work_list",

@@ -2,7 +2,7 @@
 //
 // Note [Tables by value]
 // A kernel's arguments may be 32,764 bytes, which live in constant memory: no allocation, no copy,
-// nothing to keep alive, and a captured graph owns its own. A launch takes 585 tensors with AdamW's
+// nothing to keep alive, and a captured graph owns its own. A launch takes 561 tensors with AdamW's
 // five pointers; more take more launches. Small launches use a small table, because all of it is
 // copied whatever it holds. The table is
 //   groups   [n_groups]     GroupEntry

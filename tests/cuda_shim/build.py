@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,7 +81,10 @@ def _compile(source: Path, target: Path, flags: list[str]) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     language = ["-x", "c++"] if source.suffix == ".cu" else []
+    started = time.time()
     _run([*_compiler(), *flags, *language, "-c", str(source), "-o", str(target)])
+    # Outdated too if a header changed while the compiler was at work.
+    os.utime(target, (started, started))
 
 
 def _compiler() -> list[str]:

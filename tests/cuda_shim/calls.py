@@ -41,6 +41,13 @@ def set_seed(seed: int) -> None:
     ctypes.CDLL(devices.SHIM).fusedtricks_shim_set_seed(ctypes.c_uint64(seed))
 
 
+def count_launches() -> int:
+    """Return the number of kernels that the shim has run."""
+    count = ctypes.CDLL(devices.SHIM).fusedtricks_shim_launches
+    count.restype = ctypes.c_uint64
+    return count()
+
+
 def in_place(stream: str, value: Tensor) -> Tensor:
     """Leave a tensor where the allocator put it, which is aligned."""
     return value

@@ -219,6 +219,8 @@ void fail(const char* what, const std::source_location& where) {
   throw Misuse(std::string(what) + ", at " + describe(where));
 }
 
+uint64_t n_launches = 0;
+
 void run_grid(
     const char* kernel_name, dim3 grid, dim3 block, void (*body)(const void*), const void* args) {
   const bool fits = block.x <= kMaxThreads && block.y <= kMaxThreads && block.z <= 64;
@@ -231,6 +233,7 @@ void run_grid(
         describe(block));
   }
   const std::lock_guard lock(engine.mutex);
+  ++n_launches;
   grid_dim = grid;
   block_dim = block;
   engine.run_grid(kernel_name, body, args);
@@ -242,6 +245,11 @@ void set_seed(uint64_t seed) {
 }
 
 }  // namespace fusedtricks::shim
+
+// All launches so far.
+extern "C" [[gnu::visibility("default")]] uint64_t fusedtricks_shim_launches() {
+  return fusedtricks::shim::n_launches;
+}
 
 extern "C" [[gnu::visibility("default")]] void fusedtricks_shim_set_seed(uint64_t seed) {
   fusedtricks::shim::set_seed(seed);

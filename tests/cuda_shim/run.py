@@ -11,9 +11,9 @@ from tests.cuda_shim import build
 # What steps optimizers; the other suites have nothing to do with kernels.
 SUITES = (
     *("amp", "amp_training", "checkpoint", "cuda_kernels", "cuda_kernel_memory"),
-    *("cuda_kernel_values", "determinism", "exchange", "layouts"),
+    *("cuda_kernel_values", "cuda_launches", "determinism", "exchange", "layouts"),
     *("mixed_groups", "numerics", "outside_writes", "param_groups", "peer_defects", "pickling"),
-    *("raw_ops", "schedules", "state", "step_protocol"),
+    *("raw_ops", "schedules", "skips_on_device", "state", "step_protocol"),
 )
 
 
