@@ -44,7 +44,7 @@ $(INSTALLED): pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.12" numpy
-	@rm -rf $(VENV)/.installed-* build
+	@rm -rf $(VENV)/.installed-* build/.built-* build/temp* build/lib* build/bdist*
 	@touch "$@"
 
 $(BUILT): $(INSTALLED) $(SOURCES)

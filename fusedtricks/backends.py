@@ -52,12 +52,13 @@ def _cuda_missing() -> str:
     return f"the extension was compiled without CUDA; {advice}"
 
 
+# Once, because torch.compile cannot trace the question.
+_NO_KERNELS = _cuda_missing() if torch.version.hip is None else "it is no NVIDIA device"
+
+
 @functools.cache
 def _device_obstacle(device: torch.device) -> str:
     """Return why the kernels cannot run on a CUDA device, empty if they can."""
-    missing_kernels = _cuda_missing()
-    if missing_kernels or torch.version.hip is not None:
-        return f"a parameter on {device}: {missing_kernels or 'it is no NVIDIA device'}"
     archs = ops.native.build_info()["cuda_archs"]
     major, minor = torch.cuda.get_device_capability(device)
     if _runs_on(major, minor, [int(arch) for arch in archs.split(";")]):
@@ -122,7 +123,11 @@ def obstacle(backend: str, param: Tensor, grad: Tensor, differentiable: bool) ->
             return f"a {what} of layout {tensor.layout}"
         if tensor.dtype not in _DTYPES:
             return f"a {what} of dtype {tensor.dtype}"
-    return _device_obstacle(param.device) if param.is_cuda else ""
+    if not param.is_cuda:
+        return ""
+    if _NO_KERNELS:
+        return f"a parameter on {param.device}: {_NO_KERNELS}"
+    return "" if torch.compiler.is_compiling() else _device_obstacle(param.device)
 
 
 def info() -> dict[str, Any]:
