@@ -37,7 +37,8 @@ def main() -> int:
     environment = os.environ | {"FUSEDTRICKS_TEST_SHIM": str(extension)}
     environment |= build.runtime_environment(sanitize=sanitize)
     given = arguments.pytest or [f"tests/test_{name}.py" for name in SUITES]
-    command = [sys.executable, "-m", "pytest", "-n", "auto", *given]
+    # Under sanitizers a few tests take long: idle workers take over the queues of others.
+    command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "worksteal", *given]
     return subprocess.run(command, cwd=build.ROOT, env=environment).returncode
 
 
