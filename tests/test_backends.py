@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from fusedtricks import backends
 
@@ -75,3 +76,18 @@ def test_on_which_devices_the_kernels_run(
     device: tuple[int, int], archs: list[int], runs: bool
 ) -> None:
     assert backends._runs_on(*device, archs) == runs
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "text"),
+    [
+        ("auto", "cpu", ""),
+        ("cpu", "cpu", ""),
+        ("cuda", "cpu", "a parameter on cpu"),
+        ("auto", "meta", "a parameter on meta"),
+        ("cpu", "meta", "a parameter on meta"),
+    ],
+)
+def test_which_parameters_a_backend_takes(backend: str, device: str, text: str) -> None:
+    param = torch.ones(2, device=device)
+    assert backends.obstacle(backend, param, param, differentiable=False) == text
