@@ -14,5 +14,9 @@ if ! command -v "$python" >/dev/null; then
   echo "gpu_check.sh: no interpreter $python; set PYTHON" >&2
   exit 2
 fi
+if ! "$python" -c "import torch, pytest" 2>/dev/null; then
+  echo "gpu_check.sh: $python lacks torch or pytest; set PYTHON, for example PYTHON=.venv/bin/python" >&2
+  exit 2
+fi
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -u -m bench.gpu.check "$@"

@@ -101,7 +101,6 @@ class UpdateTask {
 
   // Computes what the update needs of this step; one thread does it for the block.
   FT_DEVICE void prepare(unsigned char* constants) const {
-    using Any = Functor<0>;
     double lr = group_->lr;
     if (group_->device_lr != nullptr) {
       lr = group_->device_lr_is_double ? *static_cast<const double*>(group_->device_lr)
@@ -112,14 +111,12 @@ class UpdateTask {
       step += header_.step_is_double ? *reinterpret_cast<const double*>(step_)
                                      : *reinterpret_cast<const float*>(step_);
     }
-    typename Any::Hyper hyper;
-    __builtin_memcpy(&hyper, group_->hyper, sizeof(hyper));
     Variants<Functor, kStates>::visit(group_->flags, [&](auto functor) {
       using F = decltype(functor);
-      typename F::Hyper of_variant;
-      static_assert(sizeof(of_variant) == sizeof(hyper));
-      __builtin_memcpy(&of_variant, &hyper, sizeof(hyper));
-      const auto c = F::template prepare<T>(of_variant, lr, step);
+      typename F::Hyper hyper;
+      static_assert(sizeof(hyper) == F::kHyperNames.size() * sizeof(double));
+      __builtin_memcpy(&hyper, group_->hyper, sizeof(hyper));
+      const auto c = F::template prepare<T>(hyper, lr, step);
       __builtin_memcpy(constants, &c, sizeof(c));
     });
   }
