@@ -100,8 +100,8 @@ PYBIND11_MODULE(_C, module) {
       .def_readonly("nonfinite", &StepResult::nonfinite);
   py::class_<Plan>(module, "Plan", "The tensors of one optimizer, gathered once.")
       .def(
-          py::init<const std::string&, size_t, bool>(), py::arg("op"), py::arg("n_groups"),
-          py::arg("skips_on_device"))
+          py::init<const std::string&, const std::string&, size_t, bool>(), py::arg("library"),
+          py::arg("op"), py::arg("n_groups"), py::arg("skips_on_device"))
       .def("add", &Plan::add, py::arg("param"), py::arg("group"))
       .def(
           "bind", &Plan::bind, py::arg("batch"), py::arg("master"), py::arg("states"),

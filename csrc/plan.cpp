@@ -23,8 +23,8 @@ using StatisticsOp = std::tuple<at::Tensor, at::Tensor>(
 using FinalizeOp =
     std::tuple<at::Tensor, at::Tensor, at::Tensor>(at::TensorList, std::optional<double>);
 
-c10::OperatorHandle find_op(const std::string& name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(("fusedtricks::" + name).c_str(), "");
+c10::OperatorHandle find_op(const std::string& library, const std::string& name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow((library + "::" + name).c_str(), "");
 }
 
 // Walks a dict in its own order and tells whether the watched pairs appear in it, in their order.
@@ -74,8 +74,12 @@ OptionalTensor to_device(const OptionalTensor& tensor, c10::Device device) {
 
 }  // namespace
 
-Plan::Plan(const std::string& op, size_t n_groups, bool skips_on_device)
-    : op_(find_op(op)), n_groups_(n_groups), skips_on_device_(skips_on_device) {}
+Plan::Plan(const std::string& library, const std::string& op, size_t n_groups, bool skips_on_device)
+    : op_(find_op(library, op)),
+      statistics_(find_op(library, "grad_statistics")),
+      finalize_(find_op(library, "finalize_statistics")),
+      n_groups_(n_groups),
+      skips_on_device_(skips_on_device) {}
 
 void Plan::add(const py::object& param, int64_t group) {
   const auto tensor = param.cast<at::Tensor>();
@@ -270,10 +274,10 @@ StepResult Plan::step(
 }
 
 void Plan::sweep_grads(const GroupValues& values, const StepOptions& options, Findings& findings) {
+  const auto statistics = statistics_.typed<StatisticsOp>();
   std::vector<at::Tensor> totals;
   for (Batch& batch : batches_) {
     if (batch.params.empty()) continue;
-    static const auto statistics = find_op("grad_statistics").typed<StatisticsOp>();
     const c10::Device device = batch.params[0].device();
     auto [row_means, total] = statistics.call(
         batch.grads, batch.group_sizes, values.centralize, to_device(options.grad_scale, device),
@@ -282,8 +286,8 @@ void Plan::sweep_grads(const GroupValues& values, const StepOptions& options, Fi
     totals.push_back(totals.empty() ? total : *to_device(total, totals[0].device()));
   }
   if (totals.empty()) return;
-  static const auto finalize = find_op("finalize_statistics").typed<FinalizeOp>();
-  auto [norm, coefficient, nonfinite] = finalize.call(totals, options.max_norm);
+  auto [norm, coefficient, nonfinite] =
+      finalize_.typed<FinalizeOp>().call(totals, options.max_norm);
   findings.norm = norm;
   findings.nonfinite = nonfinite;
   if (options.max_norm.has_value()) findings.coefficient = coefficient;

@@ -49,8 +49,9 @@ struct StepResult {
 
 class Plan {
  public:
-  // With `skips_on_device` nothing is read back: the ops get the flags that tell them to skip.
-  Plan(const std::string& op, size_t n_groups, bool skips_on_device);
+  // The ops are those of `library`, a namespace of torch's dispatcher. With `skips_on_device`
+  // nothing is read back: the ops get the flags that tell them to skip.
+  Plan(const std::string& library, const std::string& op, size_t n_groups, bool skips_on_device);
 
   // One call per parameter of every group, in order; `bind` gives the last one its tensors.
   void add(const py::object& param, int64_t group);
@@ -116,7 +117,7 @@ class Plan {
   void sweep_grads(const GroupValues& values, const StepOptions& options, Findings& findings);
   void update(const GroupValues& values, const StepOptions& options, const Findings& findings);
 
-  c10::OperatorHandle op_;
+  c10::OperatorHandle op_, statistics_, finalize_;
   std::vector<Entry> entries_;
   std::vector<Watched> state_;
   std::vector<Batch> batches_;

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedtricks import __version__, ops
+from fusedtricks import __version__, _triton, ops
 
-__all__ = ["BACKENDS", "check", "format_info", "info", "obstacle", "skips_on_device"]
+__all__ = ["BACKENDS", "check", "find_library", "format_info", "info", "skips_on_device"]
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 
@@ -24,16 +24,19 @@ def missing(name: str) -> str:
     if name == "cuda":
         return _cuda_missing() or ("" if torch.cuda.is_available() else _NO_DEVICE)
     if name == "triton":
-        return (
-            f"fusedtricks {__version__} has no triton backend; use backend='auto', which takes the "
-            "compiled backends where they can run and the reference backend elsewhere"
-        )
+        runs_somewhere = _triton.INTERPRETS or torch.cuda.is_available()
+        return _triton.missing_reason or ("" if runs_somewhere else _NO_TRITON_DEVICE)
     return ""
 
 
 _NO_DEVICE = (
     "torch sees no CUDA device (torch.cuda.is_available() is False); check `nvidia-smi`, "
     "CUDA_VISIBLE_DEVICES and that torch is a CUDA build, or use backend='auto'"
+)
+_NO_TRITON_DEVICE = (
+    "torch sees no GPU (torch.cuda.is_available() is False); check `nvidia-smi` or `rocminfo` and "
+    "that torch is a CUDA or ROCm build, use backend='auto', or set TRITON_INTERPRET=1 to try the "
+    "kernels on the CPU"
 )
 
 
@@ -64,8 +67,8 @@ def _device_obstacle(device: torch.device) -> str:
     if _runs_on(major, minor, [int(arch) for arch in archs.split(";")]):
         return ""
     return (
-        f"a parameter on {device}: the extension was compiled for compute capability {archs}, the "
-        f"device has {major}.{minor}; reinstall with FUSEDTRICKS_CUDA_ARCHS={major}{minor}"
+        f"the extension was compiled for compute capability {archs}, the device has "
+        f"{major}.{minor}; reinstall with FUSEDTRICKS_CUDA_ARCHS={major}{minor}"
     )
 
 
@@ -95,39 +98,57 @@ def skips_on_device(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def obstacle(backend: str, param: Tensor, grad: Tensor, differentiable: bool) -> str:
-    """Return why the compiled backends cannot take this parameter, empty if one can.
+def find_library(
+    backend: str, param: Tensor, grad: Tensor, differentiable: bool
+) -> tuple[str, str]:
+    """Find the ops (see `fusedtricks.ops`) that can update this parameter.
 
     Args:
-        backend: "auto" for any of them, or the one that is wanted.
+        backend: "auto" for the best, or the one that is wanted.
         param: The parameter.
         grad: Its gradient.
         differentiable: Whether autograd has to follow the step.
+
+    Returns:
+        The library of ops, and why there is none, one of both empty.
     """
-    if ops.native is None:
-        return ops.missing_reason
     if differentiable:
-        return "differentiable=True"
+        return "", "differentiable=True"
     if not torch.compiler.is_compiling() and param.is_neg():
-        return "a parameter that is a negated view"
+        return "", "a parameter that is a negated view"
     for what, tensor in (("parameter", param), ("gradient", grad)):
         if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-            return f"a {what} of type {type(tensor).__name__}"
-        if tensor.device.type not in ("cpu", "cuda") or backend not in (
-            "auto",
-            "reference",
-            tensor.device.type,
-        ):
-            return f"a {what} on {tensor.device}"
+            return "", f"a {what} of type {type(tensor).__name__}"
         if tensor.layout != torch.strided:
-            return f"a {what} of layout {tensor.layout}"
+            return "", f"a {what} of layout {tensor.layout}"
         if tensor.dtype not in _DTYPES:
-            return f"a {what} of dtype {tensor.dtype}"
-    if not param.is_cuda:
-        return ""
+            return "", f"a {what} of dtype {tensor.dtype}"
+    library, obstacle = _library_for(backend, param.device)
+    return library, f"a parameter on {param.device}: {obstacle}" if obstacle else ""
+
+
+def _library_for(backend: str, device: torch.device) -> tuple[str, str]:
+    """Return the library for a device, and why there is none, one of both empty."""
+    if device.type not in ("cpu", "cuda"):
+        return "", "only the reference backend runs there"
+    of_triton = _triton.missing_reason or _triton.device_obstacle(device)
+    if backend == "triton":
+        return ("", of_triton) if of_triton else (ops.TRITON_LIBRARY, "")
+    if backend in ("cpu", "cuda") and backend != device.type:
+        return "", f"backend={backend!r} runs on {backend} devices only"
+    compiled = ops.missing_reason if device.type == "cpu" else _cuda_obstacle(device)
+    if not compiled:
+        return ops.LIBRARY, ""
+    if backend == "cuda" or device.type == "cpu" or of_triton:
+        return "", compiled
+    # Without CUDA kernels, the Triton kernels implement the ops of GPUs in the common library.
+    return (ops.LIBRARY if _NO_KERNELS else ops.TRITON_LIBRARY), ""
+
+
+def _cuda_obstacle(device: torch.device) -> str:
     if _NO_KERNELS:
-        return f"a parameter on {param.device}: {_NO_KERNELS}"
-    return "" if torch.compiler.is_compiling() else _device_obstacle(param.device)
+        return _NO_KERNELS
+    return "" if torch.compiler.is_compiling() else _device_obstacle(device)
 
 
 def info() -> dict[str, Any]:

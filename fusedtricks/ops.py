@@ -3,16 +3,28 @@
 Every optimizer is one op `fusedtricks::<algorithm>_` with one common schema, so that a driver never
 names an algorithm and profilers, `torch.compile` and `opcheck` see named ops. The implementations
 come from the compiled extension, which may be missing: `missing_reason` then says why.
+
+The Triton kernels implement the same ops: those of the library `fusedtricks` on GPUs, if no CUDA
+kernels were compiled, and always those of `fusedtricks_triton`, where they can be called beside
+the compiled ones.
 """
 
+import functools
 import importlib
 import warnings
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ALGORITHMS", "missing_reason", "native"]
+from fusedtricks import _triton
+
+__all__ = ["ALGORITHMS", "LIBRARY", "TRITON_LIBRARY", "missing_reason", "native"]
+
+LIBRARY = "fusedtricks"
+TRITON_LIBRARY = "fusedtricks_triton"
 
 ALGORITHMS = ("adagrad", "adam", "rmsprop", "sgd")
 
@@ -25,26 +37,25 @@ _STEP_SCHEMA = (
     "Tensor? grad_scale, float? clip_value, Tensor? found_inf, Tensor(e!)? skipped_steps) -> ()"
 )
 
-_library = torch.library.Library("fusedtricks", "DEF")
-for _name in ALGORITHMS:
-    _library.define(f"{_name}_{_STEP_SCHEMA}")
-_library.define(
-    "grad_statistics(Tensor[] grads, int[] group_sizes, int[] centralize, Tensor? grad_scale, "
-    "float? clip_value) -> (Tensor row_means, Tensor totals)"
-)
-_library.define(
-    "finalize_statistics(Tensor[] totals, float? max_norm) "
-    "-> (Tensor norm, Tensor coefficient, Tensor nonfinite)"
-)
+_SCHEMAS = {f"{name}_": _STEP_SCHEMA for name in ALGORITHMS} | {
+    "grad_statistics": (
+        "(Tensor[] grads, int[] group_sizes, int[] centralize, Tensor? grad_scale, "
+        "float? clip_value) -> (Tensor row_means, Tensor totals)"
+    ),
+    "finalize_statistics": (
+        "(Tensor[] totals, float? max_norm) -> (Tensor norm, Tensor coefficient, Tensor nonfinite)"
+    ),
+}
 
 
-@torch.library.register_fake("fusedtricks::grad_statistics", lib=_library)
 def _grad_statistics_fake(
     grads: list[Tensor],
     group_sizes: list[int],
     centralize: list[int],
     grad_scale: Tensor | None,
     clip_value: float | None,
+    *,
+    double_means: bool,
 ) -> tuple[Tensor, Tensor]:
     torch._check_value(
         sum(group_sizes) == len(grads) and len(group_sizes) == len(centralize),
@@ -61,19 +72,39 @@ def _grad_statistics_fake(
         for g, ndim in zip(grads, smallest_ndims, strict=True)
         if 0 < ndim <= g.ndim and g.numel() > 0
     )
-    needs_double = grads[0].device.type == "cpu" or any(g.dtype == torch.float64 for g in grads)
+    double_means |= any(g.dtype == torch.float64 for g in grads)
     return (
-        grads[0].new_empty(n_rows, dtype=torch.float64 if needs_double else torch.float32),
+        grads[0].new_empty(n_rows, dtype=torch.float64 if double_means else torch.float32),
         grads[0].new_empty(2, dtype=torch.float64),
     )
 
 
-@torch.library.register_fake("fusedtricks::finalize_statistics", lib=_library)
+def _grad_statistics_fake_of_devices(grads: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    # The means of the CPU backend are float64 throughout.
+    return _grad_statistics_fake(grads, *rest, double_means=grads[0].device.type == "cpu")
+
+
 def _finalize_statistics_fake(
     totals: list[Tensor], max_norm: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     norm = totals[0].new_empty(())
     return norm, torch.empty_like(norm), torch.empty_like(norm, dtype=torch.float32)
+
+
+def _define(name: str, statistics_fake: Callable[..., Any]) -> torch.library.Library:
+    library = torch.library.Library(name, "DEF")
+    for op, schema in _SCHEMAS.items():
+        library.define(op + schema)
+    fakes = {"grad_statistics": statistics_fake, "finalize_statistics": _finalize_statistics_fake}
+    for op, fake in fakes.items():
+        torch.library.register_fake(f"{name}::{op}", fake, lib=library)
+    return library
+
+
+_library = _define(LIBRARY, _grad_statistics_fake_of_devices)
+_triton_library = _define(
+    TRITON_LIBRARY, functools.partial(_grad_statistics_fake, double_means=False)
+)
 
 
 _REINSTALL = "reinstall with: FUSEDTRICKS_CPP=1 pip install --no-build-isolation ."
@@ -106,3 +137,14 @@ def _unusable(reason: str) -> tuple[None, str]:
 
 # After the schemas, for which the extension registers implementations.
 native, missing_reason = _load_native()
+
+
+def _implement_with_triton(library: torch.library.Library, key: str) -> None:
+    """Register the Triton kernels, which are imported when the first op runs."""
+    for op in _SCHEMAS:
+        library.impl(op, functools.partial(_triton.run, op), key)
+
+
+_implement_with_triton(_triton_library, "CPU" if _triton.INTERPRETS else "CUDA")
+if native is None or "cuda" not in native.build_info():
+    _implement_with_triton(_library, "CUDA")

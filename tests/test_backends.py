@@ -83,11 +83,13 @@ def test_on_which_devices_the_kernels_run(
     [
         ("auto", "cpu", ""),
         ("cpu", "cpu", ""),
-        ("cuda", "cpu", "a parameter on cpu"),
-        ("auto", "meta", "a parameter on meta"),
-        ("cpu", "meta", "a parameter on meta"),
+        ("cuda", "cpu", "a parameter on cpu: backend='cuda' runs on cuda devices only"),
+        ("auto", "meta", "a parameter on meta: only the reference backend runs there"),
+        ("cpu", "meta", "a parameter on meta: only the reference backend runs there"),
     ],
 )
 def test_which_parameters_a_backend_takes(backend: str, device: str, text: str) -> None:
     param = torch.ones(2, device=device)
-    assert backends.obstacle(backend, param, param, differentiable=False) == text
+    library, obstacle = backends.find_library(backend, param, param, differentiable=False)
+    assert obstacle == text
+    assert library == ("" if text else "fusedtricks")

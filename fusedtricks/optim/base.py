@@ -237,12 +237,15 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         entries = self._entries()
         if not entries:
             return Outcome(skipped=False)
-        runs_native = self._check(entries)
+        library = self._check(entries)
         if self.write_grads:
-            return self._write_grads_and_step(entries, options, runs_native)
-        if not runs_native:
+            return self._write_grads_and_step(entries, options, library)
+        return self._run(entries, options, library)
+
+    def _run(self, entries: list[Entry], options: GradOptions, library: str) -> Outcome:
+        if not library:
             return reference.run(self, entries, options)
-        return native.step(self, entries, options)
+        return native.step(self, entries, options, library)
 
     def _from_scaler(self, name: str) -> Tensor | None:
         """Return what a GradScaler left in the attribute `name`, None for nothing."""
@@ -258,7 +261,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         )
 
     def _write_grads_and_step(
-        self, entries: list[Entry], options: GradOptions, runs_native: bool
+        self, entries: list[Entry], options: GradOptions, library: str
     ) -> Outcome:
         if options.found_inf is not None and options.found_inf.item() != 0:
             return Outcome(skipped=True)
@@ -273,10 +276,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         try:
             for group in self.param_groups:
                 group["centralize_grad"] = False
-            if runs_native:
-                native.step(self, entries, GradOptions())
-            else:
-                reference.run(self, entries, GradOptions())
+            self._run(entries, GradOptions(), library)
         finally:
             for group, mode in zip(self.param_groups, modes, strict=True):
                 group["centralize_grad"] = mode
@@ -290,10 +290,13 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
             if param.grad is not None
         ]
 
-    def _check(self, entries: list[Entry]) -> bool:
-        """Refuse what no backend takes; return whether the compiled backend takes everything."""
+    def _check(self, entries: list[Entry]) -> str:
+        """Refuse what no backend takes; return the library of ops that takes everything.
+
+        It is empty if only the reference backend does.
+        """
         check_extras(False, self.clip_grad_norm, self.clip_grad_value)
-        obstacle = ""
+        library = obstacle = ""
         is_wide = any(entry.grad.dtype == torch.float64 for entry in entries)
         self._record.norm_dtype = torch.float64 if is_wide else torch.float32
         traces = torch.compiler.is_compiling()
@@ -301,9 +304,13 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
             check_group(self, index)
         for entry in entries:
             check_entry(self, entry)
-            obstacle = obstacle or backends.obstacle(
-                self.backend, entry.param, entry.grad, entry.group["differentiable"]
-            )
+            if not obstacle:
+                found, obstacle = backends.find_library(
+                    self.backend, entry.param, entry.grad, entry.group["differentiable"]
+                )
+                if library not in ("", found) and not obstacle:
+                    obstacle = "parameters on devices that need different backends"
+                library = found
         if not obstacle and not traces and overlap([entry.param for entry in entries]):
             # The reference backend updates one after the other, as torch does.
             obstacle = "parameters that share memory"
@@ -311,4 +318,4 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
             raise RuntimeError(
                 f"backend={self.backend!r} cannot take {obstacle}; use backend='auto'"
             )
-        return not obstacle and self.backend != "reference"
+        return "" if obstacle or self.backend == "reference" else library

@@ -16,10 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["planned_step", "step"]
 
 
-def step(optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions) -> Outcome:
-    """Take a step for checked `entries`, building a new plan for this and the following ones."""
+def step(
+    optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions, library: str
+) -> Outcome:
+    """Take a step for checked `entries`, building a new plan for this and the following ones.
+
+    Args:
+        optimizer: Whose step it is.
+        entries: The parameters that have a gradient.
+        options: What happens to the gradients.
+        library: The namespace of the ops, see `fusedtricks.ops`.
+    """
     if torch.compiler.is_compiling():
-        return _listed_step(optimizer, entries, options)
+        return _listed_step(optimizer, entries, options, library)
     on_device = any(backends.skips_on_device(entry.param.device) for entry in entries)
     if on_device:
         _check_not_capturing(optimizer, entries)
@@ -32,13 +41,13 @@ def step(optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
         _, norm, nonfinite = reference.transform(entries, options)
         if nonfinite.item() != 0:
             return Outcome(True, norm, nonfinite)
-    optimizer._plan = _build_plan(optimizer, entries, on_device)
+    optimizer._plan = _build_plan(optimizer, entries, library, on_device)
     optimizer._plan_layout = _layout(optimizer)
     outcome = planned_step(optimizer, options)
     if outcome is None:
         # What a plan cannot hold, say a tuple in place of the list of parameters.
         optimizer._plan = None
-        outcome = _listed_step(optimizer, entries, options)
+        outcome = _listed_step(optimizer, entries, options, library)
         torch.autograd.graph.increment_version(_written(optimizer, entries))
     return outcome
 
@@ -117,8 +126,11 @@ def _sweeps_grads(optimizer: "FusedOptimizer", options: GradOptions) -> bool:
     )
 
 
-def _build_plan(optimizer: "FusedOptimizer", entries: list[Entry], on_device: bool) -> Any:
-    plan = ops.native.Plan(f"{optimizer.algorithm}_", len(optimizer.param_groups), on_device)
+def _build_plan(
+    optimizer: "FusedOptimizer", entries: list[Entry], library: str, on_device: bool
+) -> Any:
+    n_groups = len(optimizer.param_groups)
+    plan = ops.native.Plan(library, f"{optimizer.algorithm}_", n_groups, on_device)
     taking_part = {id(entry.param): entry for entry in entries}
     batches: dict[Any, int] = {}
     seen: Counter[int] = Counter()
@@ -183,9 +195,10 @@ def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def _listed_step(
-    optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions
+    optimizer: "FusedOptimizer", entries: list[Entry], options: GradOptions, library: str
 ) -> Outcome:
     """Take a step by op calls alone, which torch.compile can trace."""
+    all_ops = getattr(torch.ops, library)
     groups = optimizer.param_groups
     batches: dict[Any, _Batch] = {}
     seen: Counter[int] = Counter()
@@ -200,7 +213,7 @@ def _listed_step(
     row_means: list[Tensor | None] = [None] * len(batches)
     if _sweeps_grads(optimizer, options):
         statistics = [
-            torch.ops.fusedtricks.grad_statistics(
+            all_ops.grad_statistics(
                 batch.grads,
                 batch.group_sizes,
                 centralize,
@@ -211,12 +224,12 @@ def _listed_step(
         ]
         row_means = [means for means, _ in statistics]
         device = statistics[0][1].device
-        norm, coefficient, nonfinite = torch.ops.fusedtricks.finalize_statistics(
+        norm, coefficient, nonfinite = all_ops.finalize_statistics(
             [totals.to(device) for _, totals in statistics], options.max_norm
         )
         if options.skips_nonfinite:
             found_inf = nonfinite if found_inf is None else nonfinite + found_inf
-    op = getattr(torch.ops.fusedtricks, f"{optimizer.algorithm}_")
+    op = getattr(all_ops, f"{optimizer.algorithm}_")
     counter = optimizer._record.skipped_on_device
     for batch, means in zip(batches.values(), row_means, strict=True):
         device = batch.params[0].device
