@@ -5,6 +5,7 @@
 #include "cpu/driver.h"
 #include "cpu/isa.h"
 #include "plan.h"
+#include "snapshot.h"
 #include "work_list.h"
 #if defined(FUSEDTRICKS_CUDA)
 #include "cuda/tunables.h"
@@ -68,6 +69,8 @@ PYBIND11_MODULE(_C, module) {
         cpu::stream(reads, writes);
       },
       py::arg("reads"), py::arg("writes"), "Store the sum of `reads` into each of `writes`.");
+  module.def(
+      "snapshot", &snapshot, py::arg("tensors"), "Layouts and addresses of tensors, as bytes.");
 
 #if defined(FUSEDTRICKS_CUDA)
   module.def("cuda_tunables", &cuda::get_tunables, "What may be tuned for a device, by name.");

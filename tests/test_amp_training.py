@@ -198,14 +198,12 @@ def test_no_gradients_at_all(scaler_cls: type, backend: str) -> None:
 
 
 @pytest.mark.parametrize("scaler_cls", [torch.amp.GradScaler, GradScaler], ids=["torch", "ours"])
-@each_backend
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_sparse_gradients(scaler_cls: type, backend: str) -> None:
     embedding = nn.Embedding(9, 4, sparse=True)
     wide = copy.deepcopy(embedding).double()
     kwargs = MAIN_CASES[-1].kwargs
-    ours = optim.Adagrad(
-        embedding.parameters(), backend="auto" if backend == NATIVE else backend, **kwargs
-    )
+    ours = optim.Adagrad(embedding.parameters(), backend=backend, **kwargs)
     theirs = torch.optim.Adagrad(wide.parameters(), **kwargs)
     scaler = make_scaler(scaler_cls)
     rows = torch.tensor([1, 3, 3, 7])

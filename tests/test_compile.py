@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.cases import MAIN_CASES, Case
+from tests.devices import LIBRARIES
 from tests.pairs import BACKENDS, case_name
 from tests.test_raw_ops import HYPER, arguments, statistics_arguments
 
+each_library = pytest.mark.parametrize("library", LIBRARIES)
 each_case = pytest.mark.parametrize("case", MAIN_CASES, ids=case_name)
 OPTIONS = {"clip_grad_norm": 0.7, "clip_grad_value": 0.9, "centralize_grad": True}
 
@@ -47,11 +49,14 @@ def set_grads(model: nn.Module, other: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "transforms"])
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS[1:-1]])
 @each_case
-def test_compiled_step_is_that_of_eager_mode(case: Case, options: dict[str, Any]) -> None:
+def test_compiled_step_is_that_of_eager_mode(
+    case: Case, backend: str, options: dict[str, Any]
+) -> None:
     model, other = small_model(), small_model()
-    eager = optimizer_for(model, case, **options)
-    optimizer = optimizer_for(other, case, **options)
+    eager = optimizer_for(model, case, backend=backend, **options)
+    optimizer = optimizer_for(other, case, backend=backend, **options)
     step = compiled(optimizer.step)
     for _ in range(3):
         set_grads(model, other)
@@ -140,7 +145,8 @@ def test_overflow_in_a_compiled_step_changes_nothing() -> None:
 
 @pytest.mark.parametrize("transforms", [True, False])
 @pytest.mark.parametrize("name", HYPER)
-def test_opcheck_of_steps(name: str, transforms: bool) -> None:
+@each_library
+def test_opcheck_of_steps(library: str, name: str, transforms: bool) -> None:
     given = arguments(name)
     if not transforms:
         for key in ("row_means", "coefficient", "grad_scale", "clip_value", "found_inf"):
@@ -149,17 +155,21 @@ def test_opcheck_of_steps(name: str, transforms: bool) -> None:
         n_states = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1}[name]
         per_param = len(given["states"]) // 3
         given["states"] = [s for i, s in enumerate(given["states"]) if i % per_param < n_states]
-    torch.library.opcheck(getattr(torch.ops.fusedtricks, f"{name}_").default, (), given)
+    torch.library.opcheck(getattr(getattr(torch.ops, library), f"{name}_").default, (), given)
 
 
 @pytest.mark.parametrize("centralize", [[0, 0], [2, 0], [2, 3], [4, 2]], ids=str)
-def test_opcheck_of_grad_statistics(centralize: list[int]) -> None:
+@each_library
+def test_opcheck_of_grad_statistics(library: str, centralize: list[int]) -> None:
     given = statistics_arguments() | {"centralize": centralize}
     given["grads"] = [torch.randn(7, 3), torch.randn(0, 4), torch.randn(2, 3, 4)]
-    torch.library.opcheck(torch.ops.fusedtricks.grad_statistics.default, (), given)
+    torch.library.opcheck(getattr(torch.ops, library).grad_statistics.default, (), given)
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.7])
-def test_opcheck_of_finalize_statistics(max_norm: float | None) -> None:
+@each_library
+def test_opcheck_of_finalize_statistics(library: str, max_norm: float | None) -> None:
     totals = [torch.rand(2, dtype=torch.float64) for _ in range(2)]
-    torch.library.opcheck(torch.ops.fusedtricks.finalize_statistics.default, (totals, max_norm))
+    torch.library.opcheck(
+        getattr(torch.ops, library).finalize_statistics.default, (totals, max_norm)
+    )

@@ -13,6 +13,7 @@ from tests.values import (
     assert_same,
     make_params,
     set_grads,
+    shapes_for,
     transform_by_hand,
     wide_copy,
 )
@@ -22,7 +23,7 @@ from tests.values import (
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_plain_step(case: Case, backend: str, dtype: torch.dtype) -> None:
-    params = make_params(dtype)
+    params = make_params(dtype, shapes_for(backend))
     oracle = wide_copy(params)
     ours = case.cls(params, backend=backend, **case.kwargs)
     theirs = case.torch_cls(oracle, **case.torch_kwargs)
@@ -49,7 +50,7 @@ def test_gradient_transforms(
     mode: bool | str,
     smallest_ndim: int,
 ) -> None:
-    params = make_params(torch.float32)
+    params = make_params(torch.float32, shapes_for(backend))
     oracle = wide_copy(params)
     ours = case.cls(
         params,
@@ -107,7 +108,7 @@ def test_gradient_of_another_dtype(case: Case, dtype: torch.dtype, grad_dtype: t
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_master_weights(case: Case, dtype: torch.dtype, backend: str) -> None:
-    params = make_params(dtype)
+    params = make_params(dtype, shapes_for(backend))
     oracle = wide_copy(params)
     ours = case.cls(
         params,

@@ -7,20 +7,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusedtricks import optim
+from fusedtricks import backends, optim
 from tests import devices
 from tests.pairs import leaf
 
+# In the interpreter the Triton kernels can be asked to skip, as they do on a GPU.
+BACKEND = "auto" if devices.SKIPS_ON_DEVICE else "triton"
 pytestmark = pytest.mark.skipif(
-    not devices.SKIPS_ON_DEVICE, reason="needs a CUDA device or FUSEDTRICKS_TEST_SHIM"
+    not devices.SKIPS_ON_DEVICE and not devices.HAS_TRITON,
+    reason="needs Triton, a CUDA device or FUSEDTRICKS_TEST_SHIM",
 )
 KWARGS = {"lr": 0.05, "momentum": 0.83, "dampening": 0.23, "weight_decay": 0.19}
+
+
+@pytest.fixture(autouse=True)
+def _kernels_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not devices.SKIPS_ON_DEVICE:
+        monkeypatch.setattr(devices, "SKIPS_ON_DEVICE", True)
+        monkeypatch.setattr(backends, "skips_on_device", lambda device: True)
 
 
 def skipped(**kwargs: object) -> tuple[list[Tensor], optim.SGD]:
     """Return parameters and an optimizer whose only step was skipped."""
     params = [leaf(torch.randn(shape)) for shape in [(5, 3), (7,), (2, 2)]]
-    ours = optim.SGD(params, skip_nonfinite=True, **KWARGS, **kwargs)
+    ours = optim.SGD(params, skip_nonfinite=True, backend=BACKEND, **KWARGS, **kwargs)
     step(ours, torch.nan)
     return params, ours
 
@@ -89,7 +99,7 @@ def test_used_state_is_saved() -> None:
 def test_the_lr_that_decouple_lr_refers_to_is_read_from_the_cpu() -> None:
     param = leaf(torch.randn(5, 3))
     lr = torch.tensor(0.03)
-    ours = optim.AdamW([param], lr=lr, weight_decay=0.11, decouple_lr=True)
+    ours = optim.AdamW([param], lr=lr, weight_decay=0.11, decouple_lr=True, backend=BACKEND)
     initial_lr = ours.param_groups[0]["initial_lr"]
     assert initial_lr.device.type == "cpu" and initial_lr is not lr
     lr.fill_(0.015)

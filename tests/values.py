@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from tests.devices import BACKENDS as BACKENDS
+from tests.devices import DEVICE
+
+ON_GPU = DEVICE.type != "cpu"
 
 # (relative, absolute) per dtype. float32: a few roundings per step over 5 steps of size <= 0.06 on
 # values of about 1. float64: the same. 16 bits: the stored result is rounded at each step, so the
@@ -16,6 +19,13 @@ TOLERANCE = {
 }
 # Empty, scalar, prime, several rows, a row longer than a work item, more than one work item.
 SHAPES = [(0,), (), (1009,), (5, 3), (4, 3, 3, 3), (2, 0), (2, 65551), (3, 32771), (1, 9)]
+# The same for the Triton kernels, whose work items are smaller: the interpreter is slow.
+TRITON_SHAPES = [(0,), (), (1009,), (5, 3), (4, 3, 3, 3), (2, 0), (2, 8209), (1, 16421), (1, 9)]
+
+
+def shapes_for(backend: str) -> list[tuple[int, ...]]:
+    """Return the shapes to test a backend with."""
+    return TRITON_SHAPES if backend == "triton" and not ON_GPU else SHAPES
 
 
 def make_params(dtype: torch.dtype, shapes: list[tuple[int, ...]] = SHAPES) -> list[Tensor]:

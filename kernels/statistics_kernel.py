@@ -1,0 +1,344 @@
+"""The statistics sweep: reads each gradient once, for sums of squares, sums of rows and a flag.
+
+Note [Rows]
+A row is an index of dim 0 of a gradient that is centralized. Rows of less than LONG_ROW elements
+are summed whole, several to a program, in tiles whose width is the body's; longer ones, and
+gradients whose rows do not matter (one row of all elements), in pieces. The program that finishes
+last adds up what the others left, in the order of the items: results have the same bits each time.
+
+Note [Powers]
+A gradient's squares may overflow or vanish in float32, where its norm does neither. A program whose
+largest element is out of the safe range sums again with all elements divided by a power of two near
+it, and leaves that power beside the sum. All others need one multiplication for it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .arithmetic import divide, double_from_bits
+from .choices import choice, n_choices, size_of
+from .memory import inverse_scale, unscale_and_clamp
+
+# Columns of the table of gradients.
+NUMEL: tl.constexpr = tl.constexpr(0)
+ROW_LENGTH: tl.constexpr = tl.constexpr(1)
+MEAN_INDEX: tl.constexpr = tl.constexpr(2)
+BODY_INDEX: tl.constexpr = tl.constexpr(3)
+FIRST_ITEM: tl.constexpr = tl.constexpr(4)
+PIECES_PER_ROW: tl.constexpr = tl.constexpr(5)
+FIRST_PIECE: tl.constexpr = tl.constexpr(6)
+N_COLUMNS: tl.constexpr = tl.constexpr(7)
+# Columns of the table of long rows.
+LONG_FIRST_PIECE: tl.constexpr = tl.constexpr(0)
+LONG_N_PIECES: tl.constexpr = tl.constexpr(1)
+LONG_MEAN_INDEX: tl.constexpr = tl.constexpr(2)
+LONG_LENGTH: tl.constexpr = tl.constexpr(3)
+N_LONG_COLUMNS: tl.constexpr = tl.constexpr(4)
+
+# How many partial results are added up at a time.
+PARTIALS_AT_ONCE: tl.constexpr = tl.constexpr(256)
+
+LARGEST_FLOAT: tl.constexpr = tl.constexpr(3.4028234663852886e38)
+LARGEST_DOUBLE: tl.constexpr = tl.constexpr(1.7976931348623157e308)
+
+
+@dataclass(frozen=True)
+class Body:
+    """What is compiled for a gradient: its dtype, and the width of a tile (0: rows in pieces)."""
+
+    grad: Any
+    compute: Any
+    width: int
+
+
+@triton.jit
+def _magnitude(grad, largest):
+    # A NaN stays, to be noticed as not finite.
+    return tl.maximum(largest, tl.abs(grad), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _add_tile(pointers, mask, sums, squares, largest, transform, FULL: tl.constexpr):
+    """Add the elements at `pointers` to the sums, lane by lane."""
+    inv_scale, limit, inv_power = transform
+    if FULL:
+        grad = tl.load(pointers).to(sums.dtype)
+    else:
+        grad = tl.load(pointers, mask=mask, other=0.0).to(sums.dtype)
+    largest = _magnitude(grad, largest)
+    grad = unscale_and_clamp(grad, inv_scale, limit) * inv_power
+    return sums + grad, squares + grad * grad, largest
+
+
+@triton.jit
+def _sum_rows(
+    address, row_length, n_rows, transform,
+    BODY: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Sums over up to TILE / BODY.width whole rows from an address on, in lanes."""
+    WIDTH: tl.constexpr = BODY.width
+    ROWS: tl.constexpr = TILE // WIDTH
+    pointer = address.to(tl.pointer_type(BODY.grad))
+    rows = tl.arange(0, ROWS)
+    in_rows = rows < n_rows
+    starts = rows * row_length
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+        starts = tl.multiple_of(starts, (16,))
+    sums = tl.zeros((ROWS, WIDTH), BODY.compute)
+    squares = tl.zeros((ROWS, WIDTH), BODY.compute)
+    largest = tl.zeros((ROWS, WIDTH), BODY.compute)
+    for first in range(0, row_length, WIDTH):
+        columns = first + tl.arange(0, WIDTH)
+        if ALIGNED:
+            # The same as below, in a form that shows Triton that it holds for 16 columns or none.
+            in_columns = columns // 16 < row_length // 16
+        else:
+            in_columns = columns < row_length
+        mask = in_rows[:, None] & in_columns[None, :]
+        pointers = pointer + starts[:, None] + columns[None, :]
+        sums, squares, largest = _add_tile(pointers, mask, sums, squares, largest, transform, False)
+    return sums, squares, largest
+
+
+@triton.jit
+def _sum_piece(
+    address, numel, transform, BODY: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """Sums over `numel` elements from an address on, in lanes, as one row of them."""
+    pointer = address.to(tl.pointer_type(BODY.grad))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    offsets = tl.arange(0, TILE)
+    sums = tl.zeros((TILE,), BODY.compute)
+    squares = tl.zeros((TILE,), BODY.compute)
+    largest = tl.zeros((TILE,), BODY.compute)
+    for first in range(0, numel // TILE * TILE, TILE):
+        sums, squares, largest = _add_tile(
+            pointer + first + offsets, offsets < 0, sums, squares, largest, transform, True
+        )
+    first = numel // TILE * TILE
+    if first < numel:
+        sums, squares, largest = _add_tile(
+            pointer + first + offsets, offsets < numel - first, sums, squares, largest, transform,
+            False,
+        )  # fmt: skip
+    return (
+        tl.reshape(sums, (1, TILE)),
+        tl.reshape(squares, (1, TILE)),
+        tl.reshape(largest, (1, TILE)),
+    )
+
+
+@triton.jit
+def _sum_item(
+    address, row_length, numel, inv_scale, limit,
+    BODY: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """The row sums of an item, divided by a power of two, its sum of squares, the power, a flag."""
+    COMPUTE: tl.constexpr = BODY.compute
+    IS_DOUBLE: tl.constexpr = tl.float64 == COMPUTE
+    power = tl.full((), 1.0, COMPUTE)
+    n_rows: tl.constexpr = 1 if BODY.width == 0 else TILE // BODY.width
+    row_sums = tl.zeros((n_rows,), COMPUTE)
+    squares = tl.full((), 0.0, COMPUTE)
+    is_finite = True
+    tries = 0
+    while tries < 2:
+        transform = (inv_scale, limit, divide(1.0, power))
+        if BODY.width == 0:
+            parts = _sum_piece(address, numel, transform, BODY, TILE, ALIGNED)
+        else:
+            parts = _sum_rows(
+                address, row_length, numel // row_length, transform, BODY, TILE, ALIGNED
+            )
+        row_sums = tl.sum(parts[0], axis=1)
+        squares = tl.sum(tl.sum(parts[1], axis=1), axis=0)
+        LARGEST: tl.constexpr = LARGEST_DOUBLE if IS_DOUBLE else LARGEST_FLOAT
+        bad = tl.where(parts[2] <= LARGEST, 0, 1)
+        is_finite = tl.max(tl.max(bad, axis=1), axis=0) == 0
+        tries += 2
+        if not IS_DOUBLE:
+            # Clamping keeps the order of magnitudes, and those that are not finite do not count.
+            finite = tl.where(parts[2] <= LARGEST, parts[2], 0.0)
+            largest = tl.max(tl.max(finite, axis=1), axis=0) * tl.abs(inv_scale)
+            largest = tl.minimum(largest, limit)
+            in_range = (largest == 0.0) | ((largest > 1e-15) & (largest < 1e16))
+            if (power == 1.0) & (largest <= LARGEST) & (in_range == 0):
+                exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
+                power = tl.maximum(exponent, 0x00800000).to(tl.float32, bitcast=True)
+                tries = tries - 1
+    return row_sums, squares, power, is_finite
+
+
+@triton.jit
+def _sweep_item(
+    address, record_ptr, local, means_ptr, pieces_ptr, inv_scale, limit,
+    BODY: tl.constexpr, TILE: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """Store the means of whole rows, or the sum of a piece; return the other results."""
+    COMPUTE: tl.constexpr = BODY.compute
+    row_length = tl.load(record_ptr + ROW_LENGTH)
+    mean_index = tl.load(record_ptr + MEAN_INDEX)
+    if BODY.width == 0:
+        per_row = tl.load(record_ptr + PIECES_PER_ROW)
+        begin_in_row = local % per_row * PIECE
+        begin = local // per_row * row_length + begin_in_row
+        numel = tl.minimum(row_length - begin_in_row, PIECE)
+    else:
+        ITEM_ROWS: tl.constexpr = TILE // BODY.width
+        begin = local * ITEM_ROWS * row_length
+        numel = tl.minimum(ITEM_ROWS * row_length, tl.load(record_ptr + NUMEL) - begin)
+    address += begin * size_of(BODY.grad)
+    inv_scale = inv_scale.to(COMPUTE)
+    limit = limit.to(COMPUTE)
+    is_aligned = address % 16 == 0
+    if BODY.width != 0:
+        is_aligned = is_aligned & (row_length % 16 == 0)
+    if is_aligned:
+        row_sums, squares, power, is_finite = _sum_item(
+            address, row_length, numel, inv_scale, limit, BODY, TILE, True
+        )
+    else:
+        row_sums, squares, power, is_finite = _sum_item(
+            address, row_length, numel, inv_scale, limit, BODY, TILE, False
+        )
+    if BODY.width != 0:
+        rows = tl.arange(0, TILE // BODY.width)
+        means = divide(row_sums, row_length.to(COMPUTE)) * power
+        means_ptr += mean_index + local * (TILE // BODY.width)
+        tl.store(means_ptr + rows, means, mask=rows < numel // row_length)
+    else:
+        if mean_index >= 0:
+            piece_ptr = pieces_ptr + 2 * (tl.load(record_ptr + FIRST_PIECE) + local)
+            tl.store(piece_ptr, tl.sum(row_sums, axis=0).to(tl.float64))
+            tl.store(piece_ptr + 1, power.to(tl.float64))
+    return squares.to(tl.float64), power.to(tl.float64), is_finite
+
+
+@triton.jit
+def _combine_totals(partial_ptr, totals_ptr, n_items):
+    """Add up the sums of squares of all items, and the number of those with a flag."""
+    squares = tl.zeros((PARTIALS_AT_ONCE,), tl.float64)
+    flags = tl.zeros((PARTIALS_AT_ONCE,), tl.float64)
+    for first in range(0, n_items, PARTIALS_AT_ONCE):
+        items = first + tl.arange(0, PARTIALS_AT_ONCE)
+        mask = items < n_items
+        item_ptr = partial_ptr + 3 * items.to(tl.int64)
+        square = tl.load(item_ptr, mask=mask, other=0.0, cache_modifier=".cg")
+        power = tl.load(item_ptr + 1, mask=mask, other=0.0, cache_modifier=".cg")
+        squares += square * power * power
+        flags += tl.load(item_ptr + 2, mask=mask, other=0.0, cache_modifier=".cg")
+    tl.store(totals_ptr, tl.sum(squares, axis=0))
+    tl.store(totals_ptr + 1, (tl.sum(flags, axis=0) > 0).to(tl.float64))
+
+
+@triton.jit
+def _combine_rows(
+    pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, most_pieces,
+    ROWS: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """Add up the pieces of the long rows, ROWS of them and PIECES of each at a time."""
+    for first in range(0, n_long_rows, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        mask = rows < n_long_rows
+        row_ptr = long_rows_ptr + rows.to(tl.int64) * N_LONG_COLUMNS
+        first_piece = tl.load(row_ptr + LONG_FIRST_PIECE, mask=mask, other=0)
+        n_pieces = tl.load(row_ptr + LONG_N_PIECES, mask=mask, other=0)
+        sums = tl.zeros((ROWS, PIECES), tl.float64)
+        for start in range(0, most_pieces, PIECES):
+            pieces = (start + tl.arange(0, PIECES))[None, :]
+            has_piece = pieces < n_pieces[:, None]
+            piece_ptr = pieces_ptr + 2 * (first_piece[:, None] + pieces)
+            part = tl.load(piece_ptr, mask=has_piece, other=0.0, cache_modifier=".cg")
+            power = tl.load(piece_ptr + 1, mask=has_piece, other=0.0, cache_modifier=".cg")
+            sums += part * power
+        length = tl.load(row_ptr + LONG_LENGTH, mask=mask, other=1).to(tl.float64)
+        mean_index = tl.load(row_ptr + LONG_MEAN_INDEX, mask=mask, other=0)
+        means = (tl.sum(sums, axis=1) / length).to(means_ptr.dtype.element_ty)
+        tl.store(means_ptr + mean_index, means, mask=mask)
+
+
+@triton.jit(
+    do_not_specialize=["limit_bits", "n_items", "n_long_rows", "most_pieces"],
+    do_not_specialize_on_alignment=["scale_ptr"],
+)
+def statistics_kernel(
+    addresses_ptr,  # [n_tensors] int64
+    tensors_ptr,  # [n_tensors, N_COLUMNS] int64
+    items_ptr,  # [n_items] int32: the tensor of each work item
+    long_rows_ptr,  # [n_long_rows, N_LONG_COLUMNS] int64
+    scale_ptr,  # float32 or None
+    limit_bits,  # of the float64 that clips by value
+    means_ptr,  # [rows] float32, or float64 if a gradient is
+    pieces_ptr,  # [n_pieces, 2] float64: sum divided by a power, power
+    partial_ptr,  # [n_items, 3] float64: squares divided by power^2, power, 1 if not finite
+    totals_ptr,  # [2] float64: sum of squares, 1 if not finite
+    ticket_ptr,  # int32, zero between launches
+    n_items,
+    n_long_rows,
+    most_pieces,
+    BODIES: tl.constexpr,
+    TILE: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    """Sweep the gradients of a call, one program per work item."""
+    item = tl.program_id(0)
+    if item < n_items:
+        tensor = tl.load(items_ptr + item).to(tl.int64)
+        record_ptr = tensors_ptr + tensor * N_COLUMNS
+        address = tl.load(addresses_ptr + tensor)
+        local = item - tl.load(record_ptr + FIRST_ITEM)
+        body = tl.load(record_ptr + BODY_INDEX)
+        limit = double_from_bits(limit_bits)
+        for k in tl.static_range(n_choices(BODIES)):
+            if body == k:
+                inv_scale = inverse_scale(scale_ptr, choice(BODIES, k).compute)
+                squares, power, is_finite = _sweep_item(
+                    address, record_ptr, local, means_ptr, pieces_ptr, inv_scale, limit,
+                    choice(BODIES, k), TILE, PIECE,
+                )  # fmt: skip
+                item_ptr = partial_ptr + 3 * item.to(tl.int64)
+                tl.store(item_ptr, squares)
+                tl.store(item_ptr + 1, power)
+                tl.store(item_ptr + 2, tl.where(is_finite, 0.0, 1.0).to(tl.float64))
+    # All threads' stores come before the ticket.
+    tl.debug_barrier()
+    if tl.atomic_add(ticket_ptr, 1) == tl.num_programs(0) - 1:
+        tl.store(ticket_ptr, 0)
+        _combine_totals(partial_ptr, totals_ptr, n_items)
+        # Many rows of a few pieces, or few rows of many.
+        if most_pieces <= 4:
+            _combine_rows(pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, most_pieces, 64, 4)
+        else:
+            _combine_rows(pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, most_pieces, 2, 128)
+
+
+@triton.jit(do_not_specialize=["max_norm_bits", "n"], do_not_specialize_on_alignment=["totals_ptr"])
+def finalize_kernel(
+    totals_ptr,  # [n, 2] float64
+    norm_ptr,  # float64
+    coefficient_ptr,  # float64
+    nonfinite_ptr,  # float32
+    max_norm_bits,  # of a float64, None without clipping by norm
+    n,
+    BLOCK: tl.constexpr,
+):
+    """Norm, coefficient of clipping and number of flags, from the totals of several calls.
+
+    As in clip_grad_norm_, a NaN norm gives a NaN coefficient and an infinite one gives zero.
+    """
+    calls = tl.arange(0, BLOCK)
+    squares = tl.load(totals_ptr + 2 * calls, mask=calls < n, other=0.0)
+    flags = tl.load(totals_ptr + 2 * calls + 1, mask=calls < n, other=0.0)
+    norm = tl.sqrt(tl.sum(squares, axis=0))
+    tl.store(norm_ptr, norm)
+    tl.store(nonfinite_ptr, tl.sum(flags, axis=0).to(tl.float32))
+    coefficient = tl.full((), 1.0, tl.float64)
+    if max_norm_bits is not None:
+        wanted = double_from_bits(max_norm_bits) / (norm + 1e-6)
+        coefficient = tl.where(wanted > 1.0, 1.0, wanted)
+    tl.store(coefficient_ptr, coefficient)

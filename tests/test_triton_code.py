@@ -1,0 +1,89 @@
+"""What the Triton kernels compile to, for every variant and architecture; needs no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed; pip install triton")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Compile everything in another process, because this one has the interpreter switched on."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    cache = os.environ.get("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-code"))
+    output = subprocess.run(
+        [sys.executable, "-m", "tests.triton_code"],
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": cache},
+        capture_output=True,
+        text=True,
+    )
+    assert output.returncode == 0, output.stdout[-2000:] + output.stderr[-4000:]
+    return json.loads(output.stdout)
+
+
+def of_target(reports: dict[str, dict[str, Any]], prefix: str) -> dict[str, dict[str, Any]]:
+    chosen = {name: report for name, report in reports.items() if report["target"] == prefix}
+    assert chosen, f"nothing was compiled for {prefix}"
+    return chosen
+
+
+NVIDIA = pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+
+
+@NVIDIA
+def test_every_variant_was_compiled(reports: dict[str, dict[str, Any]], target: str) -> None:
+    names = of_target(reports, target)
+    # 4 adam, 2 adagrad, 8 rmsprop and 6 sgd variants, and what else tests/triton_code.py lists.
+    assert sum("update" in name and "fp32 " in name + " " for name in names) >= 20
+    assert sum("statistics" in name for name in names) >= 10
+
+
+@NVIDIA
+def test_full_blocks_take_16_byte_accesses(reports: dict[str, dict[str, Any]], target: str) -> None:
+    for name, report in of_target(reports, target).items():
+        assert report["wide_loads"] == report["expected_loads"], (name, report)
+        assert report["wide_stores"] == report["expected_stores"], (name, report)
+
+
+@NVIDIA
+def test_nothing_is_spilled(reports: dict[str, dict[str, Any]], target: str) -> None:
+    for name, report in of_target(reports, target).items():
+        assert report["stack"] == 0 and report["local"] == 0, (name, report)
+        assert report["registers"] <= report["max_registers"], (name, report)
+
+
+@NVIDIA
+def test_float_kernels_have_no_float64_arithmetic(
+    reports: dict[str, dict[str, Any]], target: str
+) -> None:
+    for name, report in of_target(reports, target).items():
+        if "fp64" not in name:
+            assert report["float64_before_ticket"] == [], (name, report)
+        else:
+            assert report["float64_before_ticket"], f"the check does not see float64 in {name}"
+
+
+@NVIDIA
+def test_arithmetic_is_neither_contracted_nor_approximate(
+    reports: dict[str, dict[str, Any]], target: str
+) -> None:
+    for name, report in of_target(reports, target).items():
+        assert report["contracted"] == [], (name, report)
+
+
+@pytest.mark.parametrize("target", ["gfx90a", "gfx942"])
+def test_the_kernels_compile_for_amd(reports: dict[str, dict[str, Any]], target: str) -> None:
+    chosen = of_target(reports, target)
+    assert len(chosen) >= 12
+    for name, report in chosen.items():
+        assert report["bytes"] > 1000, name
+        assert report["spills"] == 0, (name, report)
