@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["INTERPRETS", "device_obstacle", "missing_reason", "run"]
+__all__ = ["INTERPRETS", "device_obstacle", "missing_reason", "run", "version"]
 
 # Triton reads it when kernels are defined: they then run on the CPU, slowly, in Python.
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -29,7 +29,8 @@ _DISTRIBUTIONS = (
 _INSTALL = "install it with: pip install 'triton>=3.6' (CUDA and ROCm builds of torch bring it)"
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the version of the installed Triton, empty if there is none."""
     for name in _DISTRIBUTIONS:
         try:
             return importlib.metadata.version(name)
@@ -42,10 +43,10 @@ def _find_missing() -> str:
     """Return what is missing to run Triton kernels on some device, empty if nothing is."""
     if importlib.util.find_spec("triton") is None:
         return f"Triton is not installed; {_INSTALL}"
-    version = _version()
-    numbers = re.match(r"(\d+)\.(\d+)", version)
+    installed = version()
+    numbers = re.match(r"(\d+)\.(\d+)", installed)
     if numbers and (int(numbers[1]), int(numbers[2])) < _MINIMUM:
-        return f"Triton {version} is installed and 3.6 or newer is needed; {_INSTALL}"
+        return f"Triton {installed} is installed and 3.6 or newer is needed; {_INSTALL}"
     if INTERPRETS:
         return ""
     if not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc", "cl")))):

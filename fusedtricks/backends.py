@@ -164,6 +164,7 @@ def info() -> dict[str, Any]:
         "compiler": native.get("compiler"),
         "cuda": native.get("cuda"),
         "cuda_archs": native.get("cuda_archs"),
+        "triton": _triton.version() or None,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "backends": {
@@ -171,7 +172,21 @@ def info() -> dict[str, Any]:
             for name in BACKENDS
             if name != "auto"
         },
+        "auto": _auto_choices(),
     }
+
+
+def _auto_choices() -> dict[str, dict[str, str]]:
+    """Return the backend that "auto" takes on each device here, and why not a faster one."""
+    missing_cpu = ops.missing_reason
+    choices = {"cpu": {"backend": "reference" if missing_cpu else "cpu", "reason": missing_cpu}}
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        library, obstacle = _library_for("auto", device)
+        reason = _cuda_obstacle(device)
+        backend = "cuda" if library and not reason else "triton" if library else "reference"
+        choices[str(device)] = {"backend": backend, "reason": reason and (obstacle or reason)}
+    return choices
 
 
 def _format_cuda(info: dict[str, Any]) -> str:
@@ -187,8 +202,13 @@ def format_info(info: dict[str, Any]) -> str:
         f"instruction set: {info['instruction_set'] or 'none (no compiled backend)'}",
         f"threads: {info['threads']} of {info['cores']} cores",
         f"CUDA kernels: {_format_cuda(info)}",
+        f"Triton: {info['triton'] or 'none'}",
         "backends:",
     ]
     for name, entry in info["backends"].items():
         lines.append(f"  {name:<10} {'yes' if entry['available'] else 'no: ' + entry['reason']}")
+    lines.append('backend="auto" takes:')
+    for device, choice in info["auto"].items():
+        reason = f" ({choice['reason']})" if choice["reason"] else ""
+        lines.append(f"  {device:<10} {choice['backend']}{reason}")
     return "\n".join(lines)

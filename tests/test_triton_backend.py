@@ -28,13 +28,13 @@ COMBINED = {"clip_grad_norm": 0.7, "clip_grad_value": 0.9, "centralize_grad": Tr
     [("3.5.1", "Triton 3.5.1 is installed and 3.6 or newer is needed"), ("2.10", "Triton 2.10 is")],
 )
 def test_a_triton_that_is_too_old(version: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_triton, "_version", lambda: version)
+    monkeypatch.setattr(_triton, "version", lambda: version)
     assert text in _triton._find_missing() and "pip install" in _triton._find_missing()
 
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.10.0", "4.0", "3.9.0+git1234", ""])
 def test_a_triton_that_is_new_enough(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_triton, "_version", lambda: version)
+    monkeypatch.setattr(_triton, "version", lambda: version)
     assert _triton._find_missing() == ""
 
 
@@ -115,6 +115,20 @@ def test_what_auto_takes_on_a_gpu(
     assert (explicit, reason) == (
         (ops.TRITON_LIBRARY, "") if triton else ("", "Triton is not installed")
     )
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_info_says_what_auto_takes_and_why(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "" if compiled else "the extension was compiled without CUDA; reinstall"
+    monkeypatch.setattr(backends, "_NO_KERNELS", reason)
+    monkeypatch.setattr(backends, "_device_obstacle", lambda device: "")
+    monkeypatch.setattr(_triton, "device_obstacle", lambda device: "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    info = backends.info()
+    expected = {"backend": "cuda" if compiled else "triton", "reason": reason}
+    assert info["auto"]["cuda:0"] == expected
+    text = backends.format_info(info)
+    assert f"cuda:0     {expected['backend']}" in text and reason in text
 
 
 def test_auto_does_not_take_the_interpreter() -> None:

@@ -42,8 +42,8 @@ class Extras(TypedDict, total=False):
             NaN; `optimizer.skipped_steps` counts them. Default False.
         write_grads: Leave the unscaled, clipped and centralized gradients in `.grad`, as torch
             does, instead of what backward produced. Default False.
-        backend: "auto", "cuda", "cpu" or "reference". Default "auto", the best that can take the
-            tensors.
+        backend: "auto", "cuda", "triton", "cpu" or "reference". Default "auto", the best that can
+            take the tensors.
     """
 
     centralize_grad: bool | str
