@@ -152,13 +152,16 @@ void Plan::prefetch_after(size_t index) const {
 bool Plan::same_params(const py::list& param_groups) const {
   if (param_groups.size() != n_groups_) return false;
   size_t next = 0;
+  int64_t index = 0;
   for (py::handle group : param_groups) {
     PyObject* const params = PyDict_GetItemString(group.ptr(), "params");
     if (params == nullptr || !(PyList_Check(params) || PyTuple_Check(params))) return false;
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params); ++i, ++next) {
       if (next >= entries_.size()) return false;
       if (PySequence_Fast_GET_ITEM(params, i) != entries_[next].object) return false;
+      if (entries_[next].group != index) return false;
     }
+    ++index;
   }
   return next == entries_.size();
 }

@@ -216,6 +216,22 @@ def test_nothing_keeps_parameters_alive(case: Case, backend: str) -> None:
 
 @each_backend
 @main_case
+def test_a_parameter_that_moves_to_another_group_follows_its_options(
+    case: Case, backend: str
+) -> None:
+    pair = Pair(case, backend, params=[leaf(torch.randn(7).double())])
+    pair.add([leaf(torch.randn(5, 3).double())], lr=0.0)
+    for _ in range(2):
+        pair.step()
+    for optimizer in pair.both:
+        groups = optimizer.param_groups
+        groups[1]["params"].insert(0, groups[0]["params"].pop())
+    pair.step()
+    pair.check()
+
+
+@each_backend
+@main_case
 def test_a_removed_group_is_let_go_at_the_next_step(case: Case, backend: str) -> None:
     pair = Pair(case, backend)
     extra = leaf(torch.randn(9, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Steps through the compiled ops: by a plan in eager mode, by lists while torch.compile traces."""
+"""Steps through the fused ops: by a plan in eager mode, by lists while torch.compile traces."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from fusedtricks import backends, ops, reference
+from fusedtricks.optim import plan as python_plan
 from fusedtricks.reference import Entry, GradOptions, Outcome, centralize_ndim
 
 if TYPE_CHECKING:
     from fusedtricks.optim.base import FusedOptimizer
 
 __all__ = ["planned_step", "step"]
+
+# What has the classes Plan and GroupValues.
+_planner: Any = python_plan if ops.native is None else ops.native
 
 
 def step(
@@ -81,7 +85,7 @@ def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome |
     """Take a step by the optimizer's plan; None if it is stale, and then nothing has changed."""
     if optimizer.backend == "reference" or _layout(optimizer) != optimizer._plan_layout:
         return None
-    values = ops.native.GroupValues()
+    values = _planner.GroupValues()
     for group in optimizer.param_groups:
         values.add(
             group["lr"],
@@ -130,7 +134,7 @@ def _build_plan(
     optimizer: "FusedOptimizer", entries: list[Entry], library: str, on_device: bool
 ) -> Any:
     n_groups = len(optimizer.param_groups)
-    plan = ops.native.Plan(library, f"{optimizer.algorithm}_", n_groups, on_device)
+    plan = _planner.Plan(library, f"{optimizer.algorithm}_", n_groups, on_device)
     taking_part = {id(entry.param): entry for entry in entries}
     batches: dict[Any, int] = {}
     seen: Counter[int] = Counter()

@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize=vptr")
 # Sources outside csrc/cuda that the extension needs; the CPU's drivers are left out.
-SHARED = ("algorithms", "module", "plan", "step_args", "cpu/isa", "cpu/stream")
+SHARED = ("algorithms", "module", "plan", "snapshot", "step_args", "cpu/isa", "cpu/stream")
 
 
 def compile_all(folder: Path, *, sanitize: bool, kernels: Path | None = None) -> Path:
