@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # The one command for a machine with an NVIDIA GPU: builds the CUDA kernels, runs the tests and
-# compute-sanitizer, measures, and leaves JSON, a summary and logs in a folder; under 8 minutes.
+# compute-sanitizer on them and on the Triton kernels, measures both, and leaves JSON, a summary and
+# logs in a folder; under 8 minutes.
 #
 #   bench/gpu_check.sh OUT_DIR [--dry-run] [--quick]       all options: bench/gpu_check.sh --help
 #
-# --dry-run rehearses all of it but the launches, on a machine without a GPU. PYTHON names the
-# interpreter (default: python3), which needs torch, pytest and, to build, ninja and pybind11.
+# --dry-run rehearses all of it but the launches, on a machine without a GPU; the Triton kernels too
+# with TRITON_INTERPRET=1. PYTHON names the interpreter (default: python3), which needs torch, pytest
+# and, to build, ninja and pybind11.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

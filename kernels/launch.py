@@ -36,11 +36,6 @@ def device_scope(device: torch.device) -> contextlib.AbstractContextManager[obje
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def stream_of(device: torch.device) -> int:
-    """Return the current stream; two streams must not share a ticket."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
 def on_device(tensor: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor | None:
     """Return the tensor as kernels take it."""
     if tensor is None or (tensor.device == device and tensor.dtype == dtype):

@@ -15,12 +15,11 @@ from .launch import (
     device_scope,
     on_device,
     options,
-    stream_of,
 )
 from .layouts import Copies
 from .statistics_kernel import finalize_kernel, statistics_kernel
 from .statistics_plan import PIECE, TILE, Plan, build_plan
-from .tables import Recent, is_capturing, keep_for_graphs
+from .tables import Recent, is_capturing, keep_for_graphs, refuse_capture, stream_of
 
 __all__ = ["finalize_statistics", "grad_statistics"]
 
@@ -37,11 +36,12 @@ def grad_statistics(
     """Run the op: the means of rows to centralize; the sum of squares and a flag, float64."""
     device = common_device(grads)
     layout, addresses = snapshot(grads)
-    key = (stream_of(device), layout, tuple(group_sizes), tuple(centralize))
+    key = (layout, tuple(group_sizes), tuple(centralize))
     with device_scope(device):
-        plan = _plans.get(key) or _plans.put(
-            key, build_plan(grads, group_sizes, centralize, device)
-        )
+        plan = _plans.get(key)
+        if plan is None:
+            refuse_capture("grad_statistics", device)
+            plan = _plans.put(key, build_plan(grads, group_sizes, centralize, device))
         checks.check_one_element("grad_statistics: grad_scale", grad_scale)
         if not plan.staged:
             return _launch(plan, addresses, grad_scale, clip_value)
@@ -53,22 +53,23 @@ def _launch(
     plan: Plan, addresses: bytes, grad_scale: Tensor | None, clip_value: float | None
 ) -> tuple[Tensor, Tensor]:
     device = plan.device
+    stream = stream_of(device)
     if is_capturing(device):
         keep_for_graphs(plan)
     means = torch.empty(plan.n_rows, dtype=plan.means_dtype, device=device)
     totals = torch.empty(2, dtype=torch.float64, device=device)
     statistics_kernel[(max(plan.n_items, 1),)](
-        plan.addresses.get(addresses),
-        plan.tensors,
-        plan.items,
-        plan.long_rows,
+        plan.addresses.get(addresses, stream),
+        plan.tensors.get(stream),
+        plan.items.get(stream),
+        plan.long_rows.get(stream),
         on_device(grad_scale, device, torch.float32),
         bits_of_limit(clip_value),
         means,
         torch.empty((plan.n_pieces, 2), dtype=torch.float64, device=device),
         torch.empty((plan.n_items, 3), dtype=torch.float64, device=device),
         totals,
-        plan.ticket.get(),
+        plan.ticket.get(stream),
         plan.n_items,
         plan.n_long_rows,
         plan.most_pieces,

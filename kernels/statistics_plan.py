@@ -12,7 +12,7 @@ from .choices import Choices
 from .launch import LANGUAGE_DTYPES
 from .layouts import Staged, is_dense, row_length_if_centralized
 from .statistics_kernel import N_LONG_COLUMNS, Body
-from .tables import Table, Ticket, upload
+from .tables import Table, Ticket, Uploaded, upload
 
 __all__ = ["PIECE", "TILE", "Plan", "build_plan", "max_registers"]
 
@@ -41,9 +41,9 @@ class Plan:
     bodies: Choices
     max_registers: int
     staged: list[Staged]
-    tensors: Tensor
-    items: Tensor
-    long_rows: Tensor
+    tensors: Uploaded
+    items: Uploaded
+    long_rows: Uploaded
     addresses: Table
     ticket: Ticket
 

@@ -41,6 +41,11 @@ class Recent(Generic[Value]):
         return value
 
 
+def stream_of(device: torch.device) -> int:
+    """Return what identifies the current stream of a device."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
 def is_capturing(device: torch.device) -> bool:
     """Return whether the current stream is being captured in a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -51,12 +56,33 @@ def keep_for_graphs(*objects: Any) -> None:
     _kept_for_graphs.extend(objects)
 
 
-def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Return a copy on the device without waiting for it; `values` is on the CPU."""
+def upload(values: Tensor, device: torch.device) -> "Uploaded":
+    """Copy values from the CPU to the device without waiting."""
     if device.type == "cpu":
-        return values
+        return Uploaded(values)
     # torch reuses page-locked memory only after the copy.
-    return values.pin_memory().to(device, non_blocking=True)
+    return Uploaded(values.pin_memory().to(device, non_blocking=True))
+
+
+class Uploaded:
+    """Values on the device, for kernels on any stream."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+        self._streams = {stream_of(values.device)}
+        self._is_there = None
+        if values.is_cuda:
+            self._is_there = torch.cuda.current_stream(values.device).record_event()
+
+    def get(self, stream: int) -> Tensor:
+        """Return the values for a kernel on the current stream, `stream`."""
+        # What a capture uses was uploaded before it began, and is kept.
+        if stream not in self._streams and not is_capturing(self._values.device):
+            current = torch.cuda.current_stream(self._values.device)
+            current.wait_event(self._is_there)
+            self._values.record_stream(current)
+            self._streams.add(stream)
+        return self._values
 
 
 class Table:
@@ -69,40 +95,35 @@ class Table:
     def __init__(self, device: torch.device, dtype: torch.dtype, length: int) -> None:
         self._device = device
         self._dtype = dtype
-        self._length = length
-        self._uploaded: Recent[Tensor] = Recent(4)
-        # Had beforehand, because page-locking memory may wait for a device that is captured.
-        self._spare = self._page_locked()
+        self._length = max(length, 1)
+        self._uploaded: Recent[Uploaded] = Recent(4)
+        self._spares = self._page_locked()
 
-    def _page_locked(self) -> Tensor | None:
+    def _page_locked(self) -> list[Tensor]:
+        """Return memory for captured steps; there may be none to be had during a capture."""
         if self._device.type == "cpu":
-            return None
-        return torch.empty(self._length, dtype=self._dtype, device="cpu", pin_memory=True)
+            return []
+        n = max(2, min(16, 2**18 // (8 * self._length)))
+        shape = (n, self._length)
+        return list(torch.empty(shape, dtype=self._dtype, device="cpu", pin_memory=True))
 
-    def get(self, contents: bytes) -> Tensor:
-        """Return the contents on the device."""
+    def get(self, contents: bytes, stream: int) -> Tensor:
+        """Return the contents on the device, for a kernel on the current stream, `stream`."""
+        # A bytearray, because torch warns of read-only memory.
         if is_capturing(self._device):
-            return self._captured(contents)
+            return self._captured(torch.frombuffer(bytearray(contents), dtype=self._dtype))
         table = self._uploaded.get(contents)
         if table is None:
-            if self._spare is None:
-                self._spare = self._page_locked()
-            table = upload(self._as_tensor(contents), self._device)
-            self._uploaded.put(contents, table)
-        return table
+            self._spares = self._spares or self._page_locked()
+            values = torch.frombuffer(bytearray(contents or bytes(8)), dtype=self._dtype)
+            table = self._uploaded.put(contents, upload(values, self._device))
+        return table.get(stream)
 
-    def _captured(self, contents: bytes) -> Tensor:
-        source = self._page_locked() if self._spare is None else self._spare
-        self._spare = None
-        source.copy_(self._as_tensor(contents))
-        table = source.to(self._device, non_blocking=True)
+    def _captured(self, values: Tensor) -> Tensor:
+        source = (self._spares or self._page_locked()).pop()
+        source.copy_(values)
         keep_for_graphs(source)
-        return table
-
-    def _as_tensor(self, contents: bytes) -> Tensor:
-        # A bytearray, because torch warns of read-only memory.
-        numbers = bytearray(contents or bytes(8))
-        return torch.frombuffer(numbers, dtype=self._dtype)
+        return source.to(self._device, non_blocking=True)
 
 
 class Ticket:
@@ -111,18 +132,29 @@ class Ticket:
     Note [Last program]
     Work that needs all programs is done by the one that finishes last, which saves a launch. It
     does not matter which one that is: what it does has a fixed order. It sets the ticket back to
-    zero. A captured graph has its own, set to zero by each replay, because it may run beside
-    eager steps.
+    zero. Launches that may run at the same time must not share one: each stream has its own, and
+    so has each captured launch, set to zero by each replay.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._ticket: Tensor | None = None
+        self._tickets: dict[int, Tensor] = {}
 
-    def get(self) -> Tensor:
-        """Return an int32 that is zero when the next launch begins."""
+    def get(self, stream: int) -> Tensor:
+        """Return an int32 that is zero when the next launch on `stream` begins."""
         if is_capturing(self._device):
             return torch.zeros(1, dtype=torch.int32, device=self._device)
-        if self._ticket is None:
-            self._ticket = torch.zeros(1, dtype=torch.int32, device=self._device)
-        return self._ticket
+        ticket = self._tickets.get(stream)
+        if ticket is None:
+            ticket = torch.zeros(1, dtype=torch.int32, device=self._device)
+            self._tickets[stream] = ticket
+        return ticket
+
+
+def refuse_capture(op: str, device: torch.device) -> None:
+    """Refuse to prepare tables in the middle of a capture."""
+    if is_capturing(device):
+        raise RuntimeError(
+            f"{op}: call it with tensors of the same layouts before capturing it in a CUDA graph; "
+            "a capture cannot prepare what its kernels need"
+        )

@@ -17,10 +17,9 @@ from .launch import (
     device_scope,
     on_device,
     options,
-    stream_of,
 )
 from .layouts import Copies
-from .tables import Recent, is_capturing, keep_for_graphs
+from .tables import Recent, is_capturing, keep_for_graphs, refuse_capture, stream_of
 from .update_kernel import update_kernel
 from .update_plan import ITEM, Plan, StepArgs, build_plan
 
@@ -40,9 +39,12 @@ def step(op: str, r: StepArgs) -> None:
     lists = (r.group_sizes, r.variants, r.centralize, r.model_index)
     kinds = tuple(lr is None for lr in device_lr)
     shapes = tuple(lr.numel() for lr in r.lr), len(r.maximize)
-    key = (op, stream_of(device), layout, lengths, *map(tuple, lists), kinds, shapes)
+    key = (op, layout, lengths, *map(tuple, lists), kinds, shapes)
     with device_scope(device):
-        plan = _plans.get(key) or _plans.put(key, build_plan(op, r, device_lr, device))
+        plan = _plans.get(key)
+        if plan is None:
+            refuse_capture(op, device)
+            plan = _plans.put(key, build_plan(op, r, device_lr, device))
         _check_values(op, r, plan)
         if not r.params:
             return
@@ -64,20 +66,21 @@ def _check_values(op: str, r: StepArgs, plan: Plan) -> None:
 
 def _launch(plan: Plan, r: StepArgs, addresses: bytes) -> None:
     device = plan.device
+    stream = stream_of(device)
     if is_capturing(device):
         keep_for_graphs(plan)
     update_kernel[(max(plan.n_items, 1),)](
-        plan.addresses.get(addresses),
-        plan.tensors,
-        plan.items,
-        plan.groups.get(_group_values(plan.algorithm, r)),
+        plan.addresses.get(addresses, stream),
+        plan.tensors.get(stream),
+        plan.items.get(stream),
+        plan.groups.get(_group_values(plan.algorithm, r), stream),
         r.row_means if plan.n_rows else None,
         on_device(r.coefficient, device, torch.float64),
         on_device(r.grad_scale, device, torch.float32),
         bits_of_limit(r.clip_value),
         on_device(r.found_inf, device, torch.float32),
         r.skipped_steps,
-        plan.ticket.get(),
+        plan.ticket.get(stream),
         len(r.params),
         plan.n_items,
         PREPARE=plan.algorithm.prepare,

@@ -14,7 +14,7 @@ from . import checks
 from .choices import Choices
 from .launch import LANGUAGE_DTYPES, N_THREADS
 from .layouts import Staged, row_length_if_centralized, stage_like, stage_param
-from .tables import Table, Ticket, upload
+from .tables import Table, Ticket, Uploaded, upload
 from .update_kernel import Body
 
 __all__ = ["ITEM", "Plan", "StepArgs", "block_size", "build_plan", "max_registers"]
@@ -58,8 +58,8 @@ class Plan:
     max_registers: int
     step_dtypes: Choices
     staged: list[Staged]
-    tensors: Tensor
-    items: Tensor
+    tensors: Uploaded
+    items: Uploaded
     addresses: Table
     groups: Table
     ticket: Ticket

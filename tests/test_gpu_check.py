@@ -17,23 +17,28 @@ from bench.gpu import (
     cases,
     check,
     environment,
+    host,
     parts,
     runner,
     sanitizer,
     tunables,
 )
 from bench.gpu.part import DRY_RUN_NOTE, NOT_AVAILABLE, ROOT
-from bench.gpu.parts import PARTS, Part
+from bench.gpu.parts import PARTS, Part, left_for_later
 
 SCRIPT = ROOT / "bench" / "gpu_check.sh"
 CPU = torch.device("cpu")
-MODULES = sorted({part.arguments[1] for part in PARTS})
+MODULES = sorted({part.arguments[1] for part in PARTS} | {"bench.gpu.probe"})
+SHOWN = [part for part in PARTS if part.by_default]
+OF_TRITON = [part.name for part in SHOWN if "triton" in part.arguments]
+# The sanitizer is only described in a rehearsal.
+NEEDS_TRITON = {"first-step", *OF_TRITON} - {"memcheck-triton"}
 
 
-def run_script(*arguments: str) -> subprocess.CompletedProcess:
-    """Run bench/gpu_check.sh with this interpreter."""
+def run_script(*arguments: str, interpret: bool = False) -> subprocess.CompletedProcess:
+    """Run bench/gpu_check.sh with this interpreter, with Triton's interpreter or without."""
     command = ["bash", str(SCRIPT), *arguments]
-    variables = os.environ | {"PYTHON": sys.executable}
+    variables = os.environ | {"PYTHON": sys.executable, "TRITON_INTERPRET": str(int(interpret))}
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
@@ -46,9 +51,11 @@ def test_dry_run(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     found = read_json(tmp_path)
     assert found["dry_run"] is True
-    assert [part["name"] for part in found["parts"]] == [part.name for part in PARTS]
-    not_tests = [p["status"] for p in found["parts"] if not p["name"].startswith("tests-")]
-    assert set(not_tests) == {"ok"}, found["parts"]
+    assert [part["name"] for part in found["parts"]] == [part.name for part in SHOWN]
+    statuses = {part["name"]: part["status"] for part in found["parts"]}
+    for name, status in statuses.items():
+        if not name.startswith("tests-"):
+            assert status == ("not available" if name in NEEDS_TRITON else "ok"), name
     measured = {(row["workload"], row["case"], row["contender"]) for row in found["results"]}
     assert measured == {
         (workload, case, contender)
@@ -60,12 +67,18 @@ def test_dry_run(tmp_path):
             assert row["kernels_ms"] and row["whole_ms"] and row["host_ms"] and row["launches"]
     details = found["details"]
     assert len(details["steps"]) > 30 and all(row["agrees"] for row in details["steps"])
-    assert details["agreement"] and all(row["agrees"] for row in details["agreement"])
+    assert len(details["options"]) > 60 and all(row["agrees"] for row in details["options"])
+    pairs = [row["backends"] for row in details["agreement"]]
+    assert pairs == [["cpu", "reference"]] * 12 and all(r["agrees"] for r in details["agreement"])
     assert details["graphs"] and all(row["equal"] for row in details["graphs"])
+    assert {row["changed"] for row in details["host"]} == set(host.CHANGES)
+    assert {row["contender"] for row in details["host"]} == set(host.NAMES) - {"ours-triton"}
     assert [row["tool"] for row in details["sanitizer"]] == list(sanitizer.OPTIONS)
     assert {row["case"] for row in details["compiled"]} == {"adamw-combined", "adamw"}
     assert all("reason" not in row for row in details["compiled"]), details["compiled"]
     assert {row["workload"] for row in details["tunables"]} == set(tunables.WORKLOADS)
+    tables = {(row["workload"], row["case"]) for row in found["goals"]}
+    assert tables == set(cases.TABLES)
     check_files(tmp_path)
 
 
@@ -78,7 +91,7 @@ def check_files(folder: Path) -> None:
     assert all(set(file.name) <= allowed for file in files)
     summary = (folder / "summary.md").read_text()
     assert DRY_RUN_NOTE in summary.splitlines()[2]
-    for part in PARTS:
+    for part in SHOWN:
         assert f"| {part.name} |" in summary
     titles = [line for line in summary.splitlines() if line.startswith("## ")]
     for workload, case in cases.TABLES:
@@ -87,8 +100,11 @@ def check_files(folder: Path) -> None:
         "Environment",
         "Overview",
         "Build",
+        "Triton beside CUDA",
         "Steps against",
+        "Optimizers and options",
         "Agreement",
+        "Host: resnet50",
         "Replay",
         "compute-sanitizer",
         "torch.compile",
@@ -210,10 +226,14 @@ def test_files_are_there_while_parts_run_and_a_signal_ends_them(tmp_path):
     assert statuses(tmp_path) == {"quick": "ok", "long": "failed"}
 
 
-def test_quick_leaves_parts_out():
-    options = check.parse(["x", "--quick"], PARTS)
-    names = [part.name for part in check.chosen_parts(options, PARTS)]
-    assert "compiled" not in names and "bench" in names
+def test_quick_leaves_parts_out_and_some_run_only_when_named():
+    def chosen(*arguments: str) -> list[str]:
+        options = check.parse(["x", *arguments], PARTS)
+        return [part.name for part in check.chosen_parts(options, PARTS)]
+
+    assert "compiled" not in chosen("--quick") and "bench" in chosen("--quick")
+    assert "generic-triton" not in chosen() and "compiled" in chosen()
+    assert chosen("--parts", "generic-triton", "compiled") == ["compiled", "generic-triton"]
 
 
 def test_stages_and_needs_fit_together():
@@ -221,6 +241,29 @@ def test_stages_and_needs_fit_together():
     for part in PARTS:
         assert all(stages[name] < part.stage for name in part.needs)
     assert check.BUDGET_S + runner.KILL_AFTER_S <= 480
-    alone = [part.stage for part in PARTS if part.name in ("bench", "compiled", "tunables")]
-    assert all(list(stages.values()).count(stage) == 1 for stage in alone)
+    measuring = ("bench", "host", "first-step", "compiled", "tunables")
+    alone = [part.stage for part in PARTS if part.name in measuring]
+    assert len(alone) == 5 and all(list(stages.values()).count(stage) == 1 for stage in alone)
     assert parts.PARTS[-1].is_extra
+    # The build at its slowest still leaves time for what is not extra.
+    assert left_for_later(PARTS, stages["build"]) <= check.BUDGET_S - 200
+
+
+def test_a_part_leaves_time_for_those_after_it(tmp_path, capsys):
+    chosen = (
+        Part("greedy", LONG, 50, 0, needs=()),
+        Part("beside", GOOD, 50, 0, needs=(), least_s=5),
+        Part("later", GOOD, 50, 1, needs=(), least_s=20),
+        Part("last", GOOD, 50, 2, needs=(), least_s=10),
+    )
+    assert left_for_later(chosen, 0) == 30 and left_for_later(chosen, 1) == 10
+    assert left_for_later(chosen, 2) == 0
+    assert check.main([str(tmp_path), "--budget", "40"], chosen) == 1
+    assert statuses(tmp_path) == {
+        "greedy": "timed out",
+        "beside": "ok",
+        "later": "ok",
+        "last": "ok",
+    }
+    output = capsys.readouterr().out
+    assert "greedy: starts, 10 s at most" in output and "beside: starts, 10 s at most" in output

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from bench.contenders import Contender
-from bench.gpu import contenders, tables
+from bench.gpu import contenders, goals, probe, tables
 from bench.gpu.cases import (
     CASES,
     TABLES,
@@ -28,7 +28,10 @@ from bench.gpu.cases import (
 )
 from bench.gpu.environment import smi_facts
 from bench.gpu.figures import (
+    FULL,
+    HURRIED,
     Builder,
+    Effort,
     Measured,
     effort_of,
     measure_kernels,
@@ -45,6 +48,8 @@ LEAST_COPIED_BYTES = 2**30
 TIMINGS_SHARE = 0.45
 # Share of the free memory that contenders may hold; their temporaries need the rest.
 USABLE = 0.75
+# Share of the time for the first steps of the Triton backend, which compile.
+PROBE_SHARE = 0.3
 
 
 def fitting(names: Sequence[str], held: int, device: torch.device) -> tuple[list[str], list[str]]:
@@ -87,11 +92,16 @@ class Table:
 
     def __init__(self, workload: str, case_name: str, options: argparse.Namespace):
         self.workload, self.case = workload, CASES[case_name]
-        self.device, self.effort = options.device, effort_of(options)
+        self.device, self._effort = options.device, effort_of(options)
+        # Set where the time would not suffice for all tables at the usual effort.
+        self.is_hurried = False
         self.shapes = shapes_of(workload, tiny=options.dry_run)
         self.size = n_parameters(self.shapes)
         self.measured = Measured()
         self.problems: list[str] = []
+        # Contenders that must not run, or not be captured, and why.
+        self.left_out: dict[str, str] = {}
+        self.without_graphs: dict[str, str] = {}
         self._least_copied = 2**20 if options.dry_run else LEAST_COPIED_BYTES
 
     @property
@@ -99,11 +109,16 @@ class Table:
         """What a reader calls it."""
         return f"{self.workload}: {self.case.title}"
 
+    @property
+    def effort(self) -> Effort:
+        """How often to measure."""
+        return HURRIED if self.is_hurried and self._effort is FULL else self._effort
+
     def _builders(self) -> dict[str, Builder]:
         """Return the contenders that can run here; keep why the others cannot."""
         present = []
         for name in self.case.contenders:
-            reason = contenders.why_missing(name, self.device)
+            reason = self.left_out.get(name) or contenders.why_missing(name, self.device)
             if reason:
                 self.measured.fail(name, "all", reason)
             else:
@@ -114,6 +129,8 @@ class Table:
         return {name: partial(self._build, name) for name in present}
 
     def _build(self, name: str, capturable: bool) -> Contender:
+        if capturable and name in self.without_graphs:
+            raise RuntimeError(self.without_graphs[name])
         build = contenders.build
         return build(name, self.case, self.shapes, device=self.device, capturable=capturable)
 
@@ -153,7 +170,25 @@ class Table:
         notes = notes_of(self.workload, self.case, self.size, self.device)
         notes += [f"broke off: {problem}" for problem in self.problems]
         result.add(self.title, tables.table_text(rows, notes), rows, show=show)
-        result.add("Overview", tables.overview(result.rows), show=False)
+        add_overviews(result)
+
+
+def add_overviews(result: Result) -> None:
+    """Put what a reader wants first into the result, from the rows that it has."""
+    rows = result.rows
+    result.add("Overview", tables.overview(rows), show=False)
+    result.add(goals.TITLE, goals.text(goals.evaluate(rows)), show=False)
+
+
+def leave_out_triton(chosen: Sequence[Table], options: argparse.Namespace) -> None:
+    """Leave the Triton backend out, or its graphs, if they fail in a process of their own."""
+    name = probe.CONTENDER
+    if contenders.why_missing(name, options.device):
+        return
+    steps, graphs = probe.try_both(options.dry_run, options.seconds * PROBE_SHARE)
+    for table in chosen:
+        table.left_out |= {name: steps} if steps else {}
+        table.without_graphs |= {name: graphs} if graphs else {}
 
 
 def run_pass(
@@ -163,18 +198,17 @@ def run_pass(
     done: Callable[[Table], None],
 ) -> list[str]:
     """Measure tables in order of importance until the time is up; return those left out."""
-    longest = 0.0
     for nth, table in enumerate(chosen):
-        if deadline.left < longest:
+        usual = deadline.elapsed / max(nth, 1)
+        if deadline.left < usual or deadline.left == 0:
             return [left.title for left in chosen[nth:]]
-        start = deadline.elapsed
+        table.is_hurried = deadline.left < usual * (len(chosen) - nth)
         try:
             measure(table)
         except Exception as error:
             # The other tables may still work; this one keeps what it has.
             traceback.print_exc()
             table.problems.append(first_line(error))
-        longest = max(longest, deadline.elapsed - start)
         print(f"{nth + 1}/{len(chosen)} {table.title}: {deadline.left:.0f} s left", flush=True)
         done(table)
     return []
@@ -188,12 +222,12 @@ def work(options: argparse.Namespace, result: Result) -> str:
         for workload, case in TABLES
         if workload in (options.workloads or [workload]) and case in (options.cases or [case])
     ]
-    # What a reader wants first.
-    result.add("Overview", "nothing measured yet", show=False)
     whole = Deadline(options.seconds)
+    add_overviews(result)
+    leave_out_triton(chosen, options)
     left_out = {}
     for name, measure, seconds in (
-        ("graph, whole step, host", Table.measure_timings, options.seconds * TIMINGS_SHARE),
+        ("graph, whole step, host", Table.measure_timings, whole.left * TIMINGS_SHARE),
         ("kernels", Table.measure_kernels, whole.seconds),
     ):
         deadline = Deadline(min(seconds, whole.left))
@@ -207,9 +241,12 @@ def work(options: argparse.Namespace, result: Result) -> str:
     if lines:
         result.add("Left out for lack of time", "\n".join(lines))
     broken = []
+    # What a machine lacks is no failure of the Triton backend.
+    lacks_triton = contenders.why_missing(probe.CONTENDER, options.device) != ""
     for table in chosen:
-        broken += table.problems
-        broken += filter(None, [table.measured.reasons.get("ours", {}).get("all")])
+        broken += [*table.problems, *table.without_graphs.values()]
+        for name in ["ours"] if lacks_triton else contenders.BACKENDS:
+            broken += filter(None, [table.measured.reasons.get(name, {}).get("all")])
     return f"{len(broken)} problems; the first: {broken[0]}" if broken else ""
 
 

@@ -44,11 +44,20 @@ CASES = {
             combined=True,
             contenders=FUSED,
         ),
-        # torch has no fused RMSprop.
+        # torch has no fused RMSprop, nor Adagrad on GPUs.
         Case(
             "rmsprop-combined",
             "clip + centralize + RMSprop",
             "RMSprop",
+            1,
+            combined=True,
+            contenders=("ours", "ours-triton", "torch-foreach"),
+            baseline="torch-foreach",
+        ),
+        Case(
+            "adagrad-combined",
+            "clip + centralize + Adagrad",
+            "Adagrad",
             1,
             combined=True,
             contenders=("ours", "ours-triton", "torch-foreach"),
@@ -88,6 +97,7 @@ TABLES = (
     ("small_2000", "adamw-combined"),
     ("resnet50", "rmsprop-combined"),
     ("resnet50", "adamw-fp16-scaled"),
+    ("resnet50", "adagrad-combined"),
     ("gpt2_small", "adamw-combined"),
     ("vit_b_16", "adamw-combined"),
     ("one_g", "adamw"),

@@ -49,9 +49,13 @@ def chosen_parts(options: argparse.Namespace, parts: tuple[Part, ...]) -> tuple[
     return tuple(
         part
         for part in parts
-        if (part.name in options.parts if options.parts else part.in_quick or not options.quick)
+        if (part.name in options.parts if options.parts else _is_default(part, options.quick))
         and part.name not in options.skip
     )
+
+
+def _is_default(part: Part, quick: bool) -> bool:
+    return part.by_default and (part.in_quick or not quick)
 
 
 def main(arguments: Sequence[str] | None = None, parts: tuple[Part, ...] = PARTS) -> int:

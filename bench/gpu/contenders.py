@@ -6,18 +6,24 @@ As in `bench.contenders`: a contender's step is whatever a training loop would c
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.contenders import MAX_NORM, OPTIONS, Contender, centralize_
+from bench import contenders
+from bench.contenders import MAX_NORM, OPTIONS, centralize_
+from bench.gpu import ours
 from bench.gpu.cases import Case
 from bench.workloads import Shape
-from fusedtricks import backends, optim
+from fusedtricks import optim
 
 # Small enough for fp16: a gradient of five standard deviations times this is far below 65504.
 SCALE = 1024.0
+
+# The backend of each contender of ours.
+BACKENDS = {"ours": "cuda", "ours-triton": "triton"}
 
 LABELS = {
     "ours": "ours",
@@ -28,6 +34,17 @@ LABELS = {
     # step as its grad_scale, as apex hands its multi_tensor_l2norm to multi_tensor_adam.
     "apex-style": "apex-style stand-in",
 }
+
+
+@dataclass(frozen=True)
+class Contender(contenders.Contender):
+    """A way to take a step.
+
+    Attributes:
+        optimizer: What takes the step, or a part of it.
+    """
+
+    optimizer: torch.optim.Optimizer
 
 
 def make_parameters(
@@ -80,7 +97,7 @@ def build_ours(
     if case.scaled:
         optimizer.grad_scale = torch.tensor(SCALE, device=device)
         optimizer.found_inf = torch.tensor(0.0, device=device)
-    return Contender(optimizer.step, parameters)
+    return Contender(optimizer.step, parameters, optimizer)
 
 
 def build_torch(
@@ -135,7 +152,8 @@ def build_torch(
         if case.masters:
             torch._foreach_copy_(model, parameters)
 
-    return Contender(whole_step if case.combined or case.masters else optimizer.step, model)
+    taken = whole_step if case.combined or case.masters else optimizer.step
+    return Contender(taken, model, optimizer)
 
 
 def _clip_by_torch(parameters: list[Tensor]) -> Callable[[], object]:
@@ -177,19 +195,12 @@ def _unscaling(
     return unscale, step_unless_found
 
 
-def backend_missing(name: str) -> str:
-    """Return why a backend of ours cannot run here, empty if it can."""
-    entry = backends.info()["backends"].get(name, {"available": False, "reason": "no such backend"})
-    return "" if entry["available"] else entry["reason"] or "not available"
-
-
 def why_missing(name: str, device: torch.device) -> str:
     """Return why a contender cannot run here, empty if it can."""
-    if name == "ours-triton":
-        return "rehearsed on a GPU only" if device.type == "cpu" else backend_missing("triton")
-    if name == "ours" and device.type == "cuda":
-        return backend_missing("cuda")
-    return ""
+    if name not in BACKENDS:
+        return ""
+    backend = ours.name_on(BACKENDS[name], device)
+    return "" if backend == "auto" else ours.missing(backend, device)
 
 
 def build(
@@ -202,10 +213,8 @@ def build(
 ) -> Contender:
     """Return one contender; on a CPU, with what a rehearsal has in the place of the GPU's."""
     common = {"device": device, "capturable": capturable and device.type == "cuda"}
-    if name.startswith("ours"):
-        backend = "triton" if name == "ours-triton" else "cuda"
-        backend = backend if device.type == "cuda" else "auto"
-        return build_ours(case, shapes, backend=backend, **common)
+    if name in BACKENDS:
+        return build_ours(case, shapes, backend=ours.name_on(BACKENDS[name], device), **common)
     implementation = "foreach" if name == "torch-foreach" else "fused"
     apex_style = name == "apex-style" and case.combined
     return build_torch(case, shapes, implementation=implementation, apex_style=apex_style, **common)

@@ -14,11 +14,18 @@ from typing import Any
 import torch
 
 from bench import report
+from bench.gpu import ours
 from bench.gpu.part import ROOT, Result, make_parser, run_part
 
 EXAMPLE = "python -m bench.gpu.environment --dry-run"
 PACKAGES = ("triton", "pytest", "pytest-xdist", "pytest-timeout", "ninja", "pybind11", "timm")
-TOOLS = (("nvcc", "--version"), ("compute-sanitizer", "--version"), ("g++", "--version"))
+# Triton compiles its launchers with a C compiler.
+TOOLS = (
+    ("nvcc", "--version"),
+    ("compute-sanitizer", "--version"),
+    ("g++", "--version"),
+    ("gcc", "--version"),
+)
 SMI_FIELDS = (
     "name",
     "driver_version",
@@ -102,7 +109,7 @@ def _tool_version(name: str, flag: str) -> str:
     if path is None:
         return "not available"
     lines = output_of(path, flag).splitlines()
-    telling = [line for line in lines if "ersion" in line or "release" in line] or lines
+    telling = [line for line in lines if "ersion" in line or "release" in line] or lines[:1]
     return f"{telling[-1].strip()} ({path})"
 
 
@@ -118,6 +125,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         **facts,
         "tree": tree_hash(),
     }
+    facts["backend triton"] = ours.missing("triton", device) or "available"
     facts |= {package: _version(package) for package in PACKAGES}
     facts |= {name: _tool_version(name, flag) for name, flag in TOOLS}
     return facts

@@ -42,6 +42,7 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(n_profiles=3, n_profiled=3, seconds=0.25, min_rounds=3, n_captured=4)
+HURRIED = Effort(n_profiles=3, n_profiled=2, seconds=0.2, min_rounds=3, n_captured=4)
 DRY = Effort(n_profiles=1, n_profiled=1, seconds=0.0, min_rounds=1, max_rounds=1, n_captured=1)
 
 

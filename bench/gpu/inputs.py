@@ -99,3 +99,9 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(bits < 0, -(bits + 2**31), bits)
 
     return (position(a) - position(b)).abs()
+
+
+def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return ||got - expected|| / ||expected|| over all tensors, float64 on the CPU."""
+    apart = torch.cat([(a - b).flatten() for a, b in zip(got, expected, strict=True)])
+    return (apart.norm() / torch.cat([b.flatten() for b in expected]).norm()).item()

@@ -1,7 +1,8 @@
 """Run the tests on the device: those that need one, or the generic suites with their tensors on it.
 
 `--suite device` runs DEVICE_TESTS. `--suite generic` runs the other suites with
-FUSEDTRICKS_TEST_DEVICE=cuda, those apart that have nothing to do with a device.
+FUSEDTRICKS_TEST_DEVICE=cuda, those apart that have nothing to do with a device. With
+`--backend triton`, the Triton kernels stand for the compiled ones.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report
+from bench.gpu import ours
 from bench.gpu.part import ROOT, NotAvailable, Result, Row, make_parser, run_part
 
 EXAMPLE = "python -m bench.gpu.run_tests --suite generic --dry-run"
@@ -36,18 +38,32 @@ WITHOUT_DEVICE = (
     "test_device",
     "test_gpu_check",
     "test_gpu_measurements",
+    "test_gpu_parts",
+    "test_gpu_triton",
     "test_planted_faults",
     "test_trainer",
     "test_work_list",
 )
-N_WORKERS = {"device": 4, "generic": 6}
+# What asks for backends by name.
+WITHOUT_TRITON = ("test_backends", "test_errors", "test_work_list")
+# Every dtype is a kernel to compile, and bench.gpu.options has them all. The other tests expect the
+# names of the compiled ops, or that backend="triton" is refused.
+DESELECTED = (
+    "torch.float64",
+    "test_sweep_is_skipped_when_nothing_needs_it",
+    "test_the_gradients_are_swept_once",
+    "test_wrong_extras_are_refused",
+)
+TRITON_SELECTION = ("-k", " and ".join(f"not {name}" for name in DESELECTED))
+TRITON_PLUGIN = ("-p", "bench.gpu.triton_plugin")
+N_WORKERS = {"device": 5, "generic": 6}
 # A kernel that hangs takes its worker with it, not the run.
 TEST_TIMEOUT_S = 60
 HEADER = ("suite", "tests", "passed", "failed", "errors", "skipped", "seconds")
 NO_TESTS_COLLECTED = 5
 
 
-def files_of(suite: str) -> list[str]:
+def files_of(suite: str, backend: str = "cuda") -> list[str]:
     """Return the test files of a suite.
 
     Raises:
@@ -56,15 +72,20 @@ def files_of(suite: str) -> list[str]:
     if suite == "device":
         return list(DEVICE_TESTS)
     sources = sorted((ROOT / "tests").glob("*.py"))
-    others = [path for path in sources if path.stem not in WITHOUT_DEVICE]
+    without = WITHOUT_DEVICE + (WITHOUT_TRITON if backend == "triton" else ())
+    others = [path for path in sources if path.stem not in without]
     if not any(VARIABLE in path.read_text(encoding="utf-8") for path in others):
         raise NotAvailable(f"no file in tests/ reads {VARIABLE}")
     return [f"tests/{path.name}" for path in others if path.name.startswith("test_")]
 
 
-def pytest_command(suite: str, files: Sequence[str], xml: Path, *, dry_run: bool) -> list[str]:
+def pytest_command(
+    suite: str, files: Sequence[str], xml: Path, *, backend: str = "cuda", dry_run: bool
+) -> list[str]:
     """Return the command line; plugins are used where they are installed."""
     command = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider"]
+    if backend == "triton":
+        command += [*TRITON_PLUGIN, *TRITON_SELECTION]
     if dry_run:
         return [*command, "--collect-only", *files]
     command += [f"--junit-xml={xml}", "--durations=10"]
@@ -106,32 +127,37 @@ def report_text(row: Row, *, most: int = 40) -> str:
 
 def work(options: argparse.Namespace, result: Result) -> str:
     """Run a suite; return what went wrong."""
-    files = files_of(options.suite)
+    ours.chosen(options)
+    files = files_of(options.suite, options.backend)
+    title = f"{options.suite}, {options.backend}"
     # At a time limit the signal reaches pytest as well, which then still reports.
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    environment = dict(os.environ)
+    # The plugin lets Triton stand for the other backends, which is enough.
+    environment = os.environ | {"FUSEDTRICKS_TEST_TRITON": "0"}
     if options.suite == "generic":
         environment[VARIABLE] = options.device.type
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "junit.xml"
-        command = pytest_command(options.suite, files, xml, dry_run=options.dry_run)
+        command = pytest_command(
+            options.suite, files, xml, backend=options.backend, dry_run=options.dry_run
+        )
         print(" ".join(command), flush=True)
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
         if options.dry_run:
-            result.add(f"Tests: {options.suite}", f"only collected, status {done.returncode}")
+            result.add(f"Tests: {title}", f"only collected, status {done.returncode}")
         elif xml.exists():
-            row = read_report(xml, options.suite)
-            result.add(f"Tests: {options.suite}", report_text(row), [row])
+            row = read_report(xml, title)
+            result.add(f"Tests: {title}", report_text(row), [row])
     if done.returncode == 0:
         return ""
     if done.returncode == NO_TESTS_COLLECTED:
         raise NotAvailable("pytest found no test")
-    return f"pytest ended with status {done.returncode}; see log-tests.txt"
+    return f"pytest ended with status {done.returncode}; see the log"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit status."""
-    parser = make_parser(__doc__, EXAMPLE)
+    parser = ours.add_option(make_parser(__doc__, EXAMPLE))
     parser.add_argument("--suite", choices=sorted(N_WORKERS), default="device")
     return run_part(work, parser, arguments)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.gpu.part import NOT_AVAILABLE, ROOT, Deadline
-from bench.gpu.parts import Part
+from bench.gpu.parts import Part, left_for_later
 
 OK, FAILED, TIMED_OUT, MISSING, SKIPPED = "ok", "failed", "timed out", "not available", "skipped"
 # What timeout(1) ends with: its own status, or that of a process it had to kill.
@@ -72,12 +72,14 @@ class Runner:
         self.on_done = on_done
         self.scale = scale
         self.statuses: dict[str, Status] = {}
+        self._parts: tuple[Part, ...] = ()
         self._running: set[subprocess.Popen] = set()
         self._stopped = ""
         self._lock = threading.Lock()
 
     def run(self, parts: tuple[Part, ...]) -> list[Status]:
         """Run the parts; return what became of them, in their order."""
+        self._parts = parts
         for stage in sorted({part.stage for part in parts}):
             threads = [
                 threading.Thread(target=self._run_and_report, args=(part,))
@@ -124,15 +126,22 @@ class Runner:
         for name in part.needs:
             if name in self.statuses and self.statuses[name].status != OK:
                 return f"{name} did not succeed"
-        if self.deadline.left < LEAST_S:
+        if self._limit(part) < min(LEAST_S, part.limit_s * self.scale):
             return "no time left"
         return ""
+
+    def _limit(self, part: Part) -> float:
+        """Return the most seconds of a part: its own, less what later stages need."""
+        left = self.deadline.left
+        reserved = left_for_later(self._parts, part.stage) * self.scale
+        usable = max(left - reserved, part.least_s * self.scale)
+        return min(part.limit_s * self.scale, usable, left)
 
     def _run(self, part: Part) -> Status:
         obstacle = self._obstacle(part)
         if obstacle:
             return Status(part.name, SKIPPED, 0.0, obstacle)
-        limit = min(part.limit_s * self.scale, self.deadline.left)
+        limit = self._limit(part)
         self._say(f"{part.name}: starts, {limit:.0f} s at most")
         start = time.monotonic()
         code = self._wait(part, limit)

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 
 from bench import report
+from bench.gpu import ours
 from bench.gpu.environment import find_tool
 from bench.gpu.part import ROOT, NotAvailable, Result, Row, make_parser, run_part
 
@@ -25,6 +27,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "synccheck": (),
     "initcheck": (),
 }
+# Share of the time after which no further step is begun.
+STEPS_SHARE = 0.75
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)")
 UNSUPPORTED = ("Device not supported", "not supported on this", "Failed to initialize")
 UNKNOWN_OPTION = ("unrecognised option", "unrecognized option", "unknown option")
@@ -47,20 +51,25 @@ class Verdict:
     said: str
 
 
-def sanitizer_command(path: str, tool: str, seconds: float, *, bare: bool = False) -> list[str]:
+def sanitizer_command(
+    path: str, tool: str, seconds: float, *, backend: str = "cuda", bare: bool = False
+) -> list[str]:
     """Return the command line.
 
     Args:
         path: Of compute-sanitizer.
         tool: Its tool.
         seconds: Time limit.
+        backend: Whose kernels.
         bare: Leave out everything that a version may not know.
     """
     limit = ["timeout", "--kill-after=5", f"{seconds:.0f}"] if shutil.which("timeout") else []
     command = [*limit, path, "--tool", tool]
     if not bare:
         command += ["--error-exitcode", str(ERROR_STATUS), "--print-limit", "30", *OPTIONS[tool]]
-    return [*command, sys.executable, "-m", "bench.gpu.sanitize", "--steps", "2"]
+    steps = ["-m", "bench.gpu.sanitize", "--steps", "2", "--backend", backend]
+    steps += ["--seconds", f"{seconds * STEPS_SHARE:.0f}"]
+    return [*command, sys.executable, *steps]
 
 
 def judge(output: str, status: int) -> Verdict:
@@ -101,22 +110,25 @@ def run_tool(command: list[str], tool: str) -> tuple[str, int]:
     return "".join(lines), process.returncode
 
 
-def check_with(path: str, tool: str, seconds: float) -> Verdict:
+def check_with(path: str, tool: str, seconds: float, backend: str = "cuda") -> Verdict:
     """Run one tool; return what it found."""
-    output, status = run_tool(sanitizer_command(path, tool, seconds), tool)
+    command = partial(sanitizer_command, path, tool, seconds, backend=backend)
+    output, status = run_tool(command(), tool)
     if any(text in output.lower() for text in UNKNOWN_OPTION):
-        output, status = run_tool(sanitizer_command(path, tool, seconds, bare=True), tool)
+        output, status = run_tool(command(bare=True), tool)
     return judge(output, status)
 
 
-def add_table(result: Result, verdicts: dict[str, Verdict]) -> None:
+def add_table(result: Result, verdicts: dict[str, Verdict], backend: str) -> None:
     """Put what is known so far into the result."""
     cells = [
         (tool, found.status, "-" if found.errors is None else str(found.errors), found.said)
         for tool, found in verdicts.items()
     ]
-    rows: list[Row] = [{"tool": tool, **vars(found)} for tool, found in verdicts.items()]
-    result.add("compute-sanitizer", report.markdown_table(HEADER, cells), rows)
+    rows: list[Row] = [
+        {"tool": tool, "backend": backend, **vars(found)} for tool, found in verdicts.items()
+    ]
+    result.add(f"compute-sanitizer: {backend}", report.markdown_table(HEADER, cells), rows)
 
 
 def rehearse(options: argparse.Namespace, result: Result) -> str:
@@ -125,9 +137,11 @@ def rehearse(options: argparse.Namespace, result: Result) -> str:
     ast.parse(script.read_text(encoding="utf-8"), str(script))
     verdicts = {}
     for tool in options.tools:
-        command = sanitizer_command("compute-sanitizer", tool, options.seconds)
+        command = sanitizer_command(
+            "compute-sanitizer", tool, options.seconds, backend=options.backend
+        )
         verdicts[tool] = Verdict("not run", None, " ".join(command))
-    add_table(result, verdicts)
+    add_table(result, verdicts, options.backend)
     return ""
 
 
@@ -135,17 +149,19 @@ def work(options: argparse.Namespace, result: Result) -> str:
     """Run the tools; return what they found."""
     if options.dry_run:
         return rehearse(options, result)
+    ours.chosen(options)
     path = find_tool("compute-sanitizer")
     if path is None:
         raise NotAvailable("compute-sanitizer is not installed")
     verdicts: dict[str, Verdict] = {}
     with ThreadPoolExecutor(len(options.tools)) as pool:
         jobs = {
-            pool.submit(check_with, path, tool, options.seconds): tool for tool in options.tools
+            pool.submit(check_with, path, tool, options.seconds, options.backend): tool
+            for tool in options.tools
         }
         for job in as_completed(jobs):
             verdicts[jobs[job]] = job.result()
-            add_table(result, verdicts)
+            add_table(result, verdicts, options.backend)
     if all(found.status == MISSING for found in verdicts.values()):
         raise NotAvailable(next(iter(verdicts.values())).said)
     failed = [f"{tool}: {found.said}" for tool, found in verdicts.items() if found.status == FAILED]
@@ -154,7 +170,7 @@ def work(options: argparse.Namespace, result: Result) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit status."""
-    parser = make_parser(__doc__, EXAMPLE)
+    parser = ours.add_option(make_parser(__doc__, EXAMPLE))
     parser.add_argument("--tools", nargs="+", choices=sorted(OPTIONS), default=list(OPTIONS))
     return run_part(work, parser, arguments)
 

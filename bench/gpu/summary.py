@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
+from bench.gpu import goals
 from bench.gpu.part import DRY_RUN_NOTE, write_text
 from bench.gpu.parts import Part
 from bench.gpu.runner import Status, tail_lines
@@ -15,7 +16,7 @@ BENCH = "bench"
 LOG_BYTES = 200_000
 JSON_BYTES = 2_500_000
 # What there is in a run's output besides the statuses.
-OVERVIEW = "Overview"
+OVERVIEWS = ("Overview", goals.TITLE)
 
 
 class Summary:
@@ -62,10 +63,11 @@ class Summary:
         """Return what ends the output of a run: the overview and the statuses."""
         results = {part.name: self._result(part) for part in self.parts}
         sections = results.get(BENCH, {}).get("sections", [])
-        overviews = [text for title, text in sections if title.startswith(OVERVIEW)]
+        overviews = [text for title, text in sections if title.startswith(OVERVIEWS)]
         statuses = report.text_table(STATUS_HEADER, self._status_cells())
         head = f"{DRY_RUN_NOTE}s in here\n" if self._is_rehearsal else ""
-        return "\n".join(["", *overviews, "", f"{head}{statuses}", f"results: {self.out_dir}"])
+        overviews = [f"\n{text}" for text in overviews]
+        return "\n".join([*overviews, "", f"{head}{statuses}", f"results: {self.out_dir}"])
 
     def _result(self, part: Part) -> dict[str, Any]:
         path = self.folder / f"{part.name}.json"
@@ -80,6 +82,7 @@ class Summary:
             "flags": list(self.flags),
             "environment": self._environment(results),
             "parts": [status.as_row() for status in self._known()],
+            "goals": goals.evaluate(results.get(BENCH, {}).get("rows", [])),
             "results": results.get(BENCH, {}).get("rows", []),
             "details": {name: item["rows"] for name, item in results.items() if name != BENCH},
         }

@@ -39,7 +39,8 @@ OVERVIEW_HEADER = (
 )
 
 
-def _spread(spread: Spread | None, factor: float = 1e3) -> dict[str, float] | None:
+def spread_of(spread: Spread | None, factor: float = 1e3) -> dict[str, float] | None:
+    """Return what rows hold of a sample in seconds, None for none; by default in ms."""
     if spread is None:
         return None
     return {
@@ -73,9 +74,9 @@ def _row(measured: Measured, name: str, n_bytes: int, common: Mapping[str, Any])
     for figure in (KERNELS, GRAPH, WHOLE, HOST):
         spreads = measured.timings.get(figure, {})
         spread, ours = spreads.get(name), spreads.get("ours")
-        row[f"{figure}_ms"] = _spread(spread)
+        row[f"{figure}_ms"] = spread_of(spread)
         ratio = paired_ratio(spread, ours) if spread is not None and ours is not None else None
-        row[f"ours_ahead_{figure}"] = _spread(ratio, 1.0)
+        row[f"ours_ahead_{figure}"] = spread_of(ratio, 1.0)
     kernels = measured.timings.get(KERNELS, {})
     copy = kernels.get(report.STREAM)
     rate = bandwidth_gb_s(n_bytes, kernels[name].median) if name in kernels else None
