@@ -17,7 +17,6 @@ __all__ = ["INTERPRETS", "device_obstacle", "missing_reason", "run", "version"]
 # Triton reads it when kernels are defined: they then run on the CPU, slowly, in Python.
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
-_MINIMUM = (3, 6)
 # The names under which builds of Triton are distributed.
 _DISTRIBUTIONS = (
     "triton",
@@ -45,8 +44,13 @@ def _find_missing() -> str:
         return f"Triton is not installed; {_INSTALL}"
     installed = version()
     numbers = re.match(r"(\d+)\.(\d+)", installed)
-    if numbers and (int(numbers[1]), int(numbers[2])) < _MINIMUM:
-        return f"Triton {installed} is installed and 3.6 or newer is needed; {_INSTALL}"
+    # On AMD GPUs, Triton 3.6 takes the square root of subnormal numbers for NaN.
+    minimum = (3, 6) if torch.version.hip is None else (3, 7)
+    if numbers and (int(numbers[1]), int(numbers[2])) < minimum:
+        return (
+            f"Triton {installed} is installed and {minimum[0]}.{minimum[1]} or newer is needed; "
+            f"{_INSTALL}"
+        )
     if INTERPRETS:
         return ""
     if not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc", "cl")))):

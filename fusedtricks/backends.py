@@ -141,8 +141,10 @@ def _library_for(backend: str, device: torch.device) -> tuple[str, str]:
         return ops.LIBRARY, ""
     if backend == "cuda" or device.type == "cpu" or of_triton:
         return "", compiled
-    # Without CUDA kernels, the Triton kernels implement the ops of GPUs in the common library.
-    return (ops.LIBRARY if _NO_KERNELS else ops.TRITON_LIBRARY), ""
+    # Without CUDA kernels, the Triton kernels implement the common ops on GPUs. torch.compile takes
+    # those for fit for its CUDA graphs.
+    in_common = _NO_KERNELS and not torch.compiler.is_compiling()
+    return (ops.LIBRARY if in_common else ops.TRITON_LIBRARY), ""
 
 
 def _cuda_obstacle(device: torch.device) -> str:

@@ -91,10 +91,12 @@ def _finalize_statistics_fake(
     return norm, torch.empty_like(norm), torch.empty_like(norm, dtype=torch.float32)
 
 
-def _define(name: str, statistics_fake: Callable[..., Any]) -> torch.library.Library:
+def _define(
+    name: str, statistics_fake: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()
+) -> torch.library.Library:
     library = torch.library.Library(name, "DEF")
     for op, schema in _SCHEMAS.items():
-        library.define(op + schema)
+        library.define(op + schema, tags=tags)
     fakes = {"grad_statistics": statistics_fake, "finalize_statistics": _finalize_statistics_fake}
     for op, fake in fakes.items():
         torch.library.register_fake(f"{name}::{op}", fake, lib=library)
@@ -102,8 +104,12 @@ def _define(name: str, statistics_fake: Callable[..., Any]) -> torch.library.Lib
 
 
 _library = _define(LIBRARY, _grad_statistics_fake_of_devices)
+# torch.compile's own CUDA graphs allow no memory that outlives a call, as the tables do. Graphs
+# that users capture are not affected.
 _triton_library = _define(
-    TRITON_LIBRARY, functools.partial(_grad_statistics_fake, double_means=False)
+    TRITON_LIBRARY,
+    functools.partial(_grad_statistics_fake, double_means=False),
+    (torch.Tag.cudagraph_unsafe,),
 )
 
 

@@ -53,6 +53,15 @@ def check_writable(tensor: Tensor) -> None:
         )
 
 
+def check_copyable(tensor: Tensor) -> None:
+    """Refuse to copy back to what torch would not copy to, before anything is written."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"cannot update an inference tensor of strides {list(tensor.stride())} outside "
+            "inference mode; clone() it"
+        )
+
+
 def groups_of_tensors(op: str, n_tensors: int, group_sizes: Sequence[int]) -> list[int]:
     """Return the group of each tensor."""
     if sum(group_sizes) != n_tensors or min(group_sizes, default=0) < 0:

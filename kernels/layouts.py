@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_writable
+from .checks import check_copyable, check_writable
 
 
 class Staged(NamedTuple):
@@ -64,7 +64,10 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
 def stage_param(position: int, param: Tensor, rows_matter: bool) -> list[Staged]:
     """Return what has to be staged of a parameter."""
     check_writable(param)
-    return [] if is_dense(param, rows_matter) else [Staged(position, None, True)]
+    if is_dense(param, rows_matter):
+        return []
+    check_copyable(param)
+    return [Staged(position, None, True)]
 
 
 def stage_like(
@@ -73,8 +76,11 @@ def stage_like(
     """Return what has to be staged of a tensor that has to have its parameter's layout."""
     if is_written:
         check_writable(tensor)
-    fits = tensor.is_contiguous() if param_is_staged else same_layout(tensor, param)
-    return [] if fits else [Staged(position, like, is_written)]
+    if tensor.is_contiguous() if param_is_staged else same_layout(tensor, param):
+        return []
+    if is_written:
+        check_copyable(tensor)
+    return [Staged(position, like, is_written)]
 
 
 class Copies:

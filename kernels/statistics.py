@@ -23,7 +23,7 @@ from .tables import Recent, is_capturing, keep_for_graphs, refuse_capture, strea
 
 __all__ = ["finalize_statistics", "grad_statistics"]
 
-_plans: Recent[Plan] = Recent(64)
+_plans: Recent[Plan] = Recent(512)
 
 
 def grad_statistics(
@@ -72,7 +72,6 @@ def _launch(
         plan.ticket.get(stream),
         plan.n_items,
         plan.n_long_rows,
-        plan.most_pieces,
         BODIES=plan.bodies,
         TILE=TILE,
         PIECE=PIECE,

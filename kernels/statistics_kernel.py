@@ -22,27 +22,31 @@ from .arithmetic import divide, double_from_bits
 from .choices import choice, n_choices, size_of
 from .memory import inverse_scale, unscale_and_clamp
 
-# Columns of the table of gradients.
-NUMEL: tl.constexpr = tl.constexpr(0)
-ROW_LENGTH: tl.constexpr = tl.constexpr(1)
-MEAN_INDEX: tl.constexpr = tl.constexpr(2)
-BODY_INDEX: tl.constexpr = tl.constexpr(3)
-FIRST_ITEM: tl.constexpr = tl.constexpr(4)
-PIECES_PER_ROW: tl.constexpr = tl.constexpr(5)
-FIRST_PIECE: tl.constexpr = tl.constexpr(6)
-N_COLUMNS: tl.constexpr = tl.constexpr(7)
-# Columns of the table of long rows.
-LONG_FIRST_PIECE: tl.constexpr = tl.constexpr(0)
-LONG_N_PIECES: tl.constexpr = tl.constexpr(1)
-LONG_MEAN_INDEX: tl.constexpr = tl.constexpr(2)
-LONG_LENGTH: tl.constexpr = tl.constexpr(3)
-N_LONG_COLUMNS: tl.constexpr = tl.constexpr(4)
 
-# How many partial results are added up at a time.
-PARTIALS_AT_ONCE: tl.constexpr = tl.constexpr(256)
+# Triton compares global constexprs at every launch, which costs more than a function here.
+@triton.constexpr_function
+def column(name):
+    """Return the column of the table of gradients."""
+    names = "numel row_length mean_index body first_item pieces_per_row first_piece"
+    return names.split().index(name)
 
-LARGEST_FLOAT: tl.constexpr = tl.constexpr(3.4028234663852886e38)
-LARGEST_DOUBLE: tl.constexpr = tl.constexpr(1.7976931348623157e308)
+
+@triton.constexpr_function
+def n_columns():
+    """Return the number of columns of the table of gradients."""
+    return 7
+
+
+@triton.constexpr_function
+def long_row_column(name):
+    """Return the column of the table of long rows."""
+    return ["first_piece", "n_pieces", "mean_index", "length"].index(name)
+
+
+@triton.constexpr_function
+def largest_finite(dtype):
+    """Return the largest number of float32 or float64."""
+    return 3.4028234663852886e38 if dtype.primitive_bitwidth == 32 else 1.7976931348623157e308
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ def _sum_item(
             )
         row_sums = tl.sum(parts[0], axis=1)
         squares = tl.sum(tl.sum(parts[1], axis=1), axis=0)
-        LARGEST: tl.constexpr = LARGEST_DOUBLE if IS_DOUBLE else LARGEST_FLOAT
+        LARGEST: tl.constexpr = largest_finite(COMPUTE)
         bad = tl.where(parts[2] <= LARGEST, 0, 1)
         is_finite = tl.max(tl.max(bad, axis=1), axis=0) == 0
         tries += 2
@@ -181,17 +185,17 @@ def _sweep_item(
 ):  # fmt: skip
     """Store the means of whole rows, or the sum of a piece; return the other results."""
     COMPUTE: tl.constexpr = BODY.compute
-    row_length = tl.load(record_ptr + ROW_LENGTH)
-    mean_index = tl.load(record_ptr + MEAN_INDEX)
+    row_length = tl.load(record_ptr + column("row_length"))
+    mean_index = tl.load(record_ptr + column("mean_index"))
     if BODY.width == 0:
-        per_row = tl.load(record_ptr + PIECES_PER_ROW)
+        per_row = tl.load(record_ptr + column("pieces_per_row"))
         begin_in_row = local % per_row * PIECE
         begin = local // per_row * row_length + begin_in_row
         numel = tl.minimum(row_length - begin_in_row, PIECE)
     else:
         ITEM_ROWS: tl.constexpr = TILE // BODY.width
         begin = local * ITEM_ROWS * row_length
-        numel = tl.minimum(ITEM_ROWS * row_length, tl.load(record_ptr + NUMEL) - begin)
+        numel = tl.minimum(ITEM_ROWS * row_length, tl.load(record_ptr + column("numel")) - begin)
     address += begin * size_of(BODY.grad)
     inv_scale = inv_scale.to(COMPUTE)
     limit = limit.to(COMPUTE)
@@ -213,14 +217,14 @@ def _sweep_item(
         tl.store(means_ptr + rows, means, mask=rows < numel // row_length)
     else:
         if mean_index >= 0:
-            piece_ptr = pieces_ptr + 2 * (tl.load(record_ptr + FIRST_PIECE) + local)
+            piece_ptr = pieces_ptr + 2 * (tl.load(record_ptr + column("first_piece")) + local)
             tl.store(piece_ptr, tl.sum(row_sums, axis=0).to(tl.float64))
             tl.store(piece_ptr + 1, power.to(tl.float64))
     return squares.to(tl.float64), power.to(tl.float64), is_finite
 
 
 @triton.jit
-def _combine_totals(partial_ptr, totals_ptr, n_items):
+def _combine_totals(partial_ptr, totals_ptr, n_items, PARTIALS_AT_ONCE: tl.constexpr):
     """Add up the sums of squares of all items, and the number of those with a flag."""
     squares = tl.zeros((PARTIALS_AT_ONCE,), tl.float64)
     flags = tl.zeros((PARTIALS_AT_ONCE,), tl.float64)
@@ -238,39 +242,39 @@ def _combine_totals(partial_ptr, totals_ptr, n_items):
 
 @triton.jit
 def _combine_rows(
-    pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, most_pieces,
+    pieces_ptr, long_rows_ptr, means_ptr, n_long_rows,
     ROWS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """Add up the pieces of the long rows, ROWS of them and PIECES of each at a time."""
     for first in range(0, n_long_rows, ROWS):
         rows = first + tl.arange(0, ROWS)
         mask = rows < n_long_rows
-        row_ptr = long_rows_ptr + rows.to(tl.int64) * N_LONG_COLUMNS
-        first_piece = tl.load(row_ptr + LONG_FIRST_PIECE, mask=mask, other=0)
-        n_pieces = tl.load(row_ptr + LONG_N_PIECES, mask=mask, other=0)
+        row_ptr = long_rows_ptr + rows.to(tl.int64) * 4
+        first_piece = tl.load(row_ptr + long_row_column("first_piece"), mask=mask, other=0)
+        n_pieces = tl.load(row_ptr + long_row_column("n_pieces"), mask=mask, other=0)
         sums = tl.zeros((ROWS, PIECES), tl.float64)
-        for start in range(0, most_pieces, PIECES):
+        for start in range(0, tl.max(n_pieces, axis=0), PIECES):
             pieces = (start + tl.arange(0, PIECES))[None, :]
             has_piece = pieces < n_pieces[:, None]
             piece_ptr = pieces_ptr + 2 * (first_piece[:, None] + pieces)
             part = tl.load(piece_ptr, mask=has_piece, other=0.0, cache_modifier=".cg")
             power = tl.load(piece_ptr + 1, mask=has_piece, other=0.0, cache_modifier=".cg")
             sums += part * power
-        length = tl.load(row_ptr + LONG_LENGTH, mask=mask, other=1).to(tl.float64)
-        mean_index = tl.load(row_ptr + LONG_MEAN_INDEX, mask=mask, other=0)
+        length = tl.load(row_ptr + long_row_column("length"), mask=mask, other=1).to(tl.float64)
+        mean_index = tl.load(row_ptr + long_row_column("mean_index"), mask=mask, other=0)
         means = (tl.sum(sums, axis=1) / length).to(means_ptr.dtype.element_ty)
         tl.store(means_ptr + mean_index, means, mask=mask)
 
 
 @triton.jit(
-    do_not_specialize=["limit_bits", "n_items", "n_long_rows", "most_pieces"],
+    do_not_specialize=["limit_bits", "n_items", "n_long_rows"],
     do_not_specialize_on_alignment=["scale_ptr"],
 )
 def statistics_kernel(
     addresses_ptr,  # [n_tensors] int64
-    tensors_ptr,  # [n_tensors, N_COLUMNS] int64
+    tensors_ptr,  # [n_tensors, n_columns()] int64
     items_ptr,  # [n_items] int32: the tensor of each work item
-    long_rows_ptr,  # [n_long_rows, N_LONG_COLUMNS] int64
+    long_rows_ptr,  # [n_long_rows, 4] int64
     scale_ptr,  # float32 or None
     limit_bits,  # of the float64 that clips by value
     means_ptr,  # [rows] float32, or float64 if a gradient is
@@ -280,7 +284,6 @@ def statistics_kernel(
     ticket_ptr,  # int32, zero between launches
     n_items,
     n_long_rows,
-    most_pieces,
     BODIES: tl.constexpr,
     TILE: tl.constexpr,
     PIECE: tl.constexpr,
@@ -289,10 +292,10 @@ def statistics_kernel(
     item = tl.program_id(0)
     if item < n_items:
         tensor = tl.load(items_ptr + item).to(tl.int64)
-        record_ptr = tensors_ptr + tensor * N_COLUMNS
+        record_ptr = tensors_ptr + tensor * n_columns()
         address = tl.load(addresses_ptr + tensor)
-        local = item - tl.load(record_ptr + FIRST_ITEM)
-        body = tl.load(record_ptr + BODY_INDEX)
+        local = item - tl.load(record_ptr + column("first_item"))
+        body = tl.load(record_ptr + column("body"))
         limit = double_from_bits(limit_bits)
         for k in tl.static_range(n_choices(BODIES)):
             if body == k:
@@ -305,16 +308,17 @@ def statistics_kernel(
                 tl.store(item_ptr, squares)
                 tl.store(item_ptr + 1, power)
                 tl.store(item_ptr + 2, tl.where(is_finite, 0.0, 1.0).to(tl.float64))
-    # All threads' stores come before the ticket.
+    # What the last program reads, sums and powers, are single numbers: Triton lets the first thread
+    # store them, which takes the ticket as well, so that they are there before it on any GPU.
     tl.debug_barrier()
     if tl.atomic_add(ticket_ptr, 1) == tl.num_programs(0) - 1:
         tl.store(ticket_ptr, 0)
-        _combine_totals(partial_ptr, totals_ptr, n_items)
-        # Many rows of a few pieces, or few rows of many.
-        if most_pieces <= 4:
-            _combine_rows(pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, most_pieces, 64, 4)
+        _combine_totals(partial_ptr, totals_ptr, n_items, 2048)
+        # Many rows, mostly of a few pieces, or few rows of perhaps many.
+        if n_long_rows >= 32:
+            _combine_rows(pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, 64, 4)
         else:
-            _combine_rows(pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, most_pieces, 2, 128)
+            _combine_rows(pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, 2, 128)
 
 
 @triton.jit(do_not_specialize=["max_norm_bits", "n"], do_not_specialize_on_alignment=["totals_ptr"])

@@ -11,7 +11,7 @@ from . import checks
 from .choices import Choices
 from .launch import LANGUAGE_DTYPES
 from .layouts import Staged, is_dense, row_length_if_centralized
-from .statistics_kernel import N_LONG_COLUMNS, Body
+from .statistics_kernel import Body, column
 from .tables import Table, Ticket, Uploaded, upload
 
 __all__ = ["PIECE", "TILE", "Plan", "build_plan", "max_registers"]
@@ -37,7 +37,6 @@ class Plan:
     n_items: int
     n_pieces: int
     n_long_rows: int
-    most_pieces: int
     bodies: Choices
     max_registers: int
     staged: list[Staged]
@@ -68,8 +67,9 @@ def build_plan(
     bodies = Choices.of(layout.bodies)
     for record, body in zip(layout.records, layout.bodies, strict=True):
         record["body"] = bodies.values.index(body)
-    records = [list(record.values()) for record in layout.records]
+    records = [[record[name] for name in sorted(record, key=column)] for record in layout.records]
     items = torch.arange(len(records), dtype=torch.int32, device="cpu")
+    counts = torch.tensor(layout.counts, dtype=torch.int64, device="cpu")
     has_double = any(grad.dtype == torch.float64 for grad in grads)
     long_rows = torch.tensor(layout.long_rows, dtype=torch.int64, device="cpu")
     return Plan(
@@ -79,13 +79,12 @@ def build_plan(
         n_items=layout.n_items,
         n_pieces=layout.n_pieces,
         n_long_rows=len(layout.long_rows),
-        most_pieces=max((n for _, n, _, _ in layout.long_rows), default=0),
         bodies=bodies,
         max_registers=max_registers(bodies.values),
         staged=layout.staged,
         tensors=upload(torch.tensor(records, dtype=torch.int64, device="cpu"), device),
-        items=upload(items.repeat_interleave(torch.tensor(layout.counts, device="cpu")), device),
-        long_rows=upload(long_rows.reshape(-1, N_LONG_COLUMNS.value), device),
+        items=upload(items.repeat_interleave(counts), device),
+        long_rows=upload(long_rows.reshape(-1, 4), device),
         addresses=Table(device, torch.int64, len(grads)),
         ticket=Ticket(device),
     )

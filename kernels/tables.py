@@ -7,6 +7,7 @@ capture has used is kept for as long as the process lives; nothing tells when a 
 a few kilobytes for each captured step.
 """
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
@@ -30,7 +31,9 @@ class Recent(Generic[Value]):
         """Return the value of `key`, None if there is none."""
         value = self._values.get(key)
         if value is not None:
-            self._values.move_to_end(key)
+            # Another thread may have put out the key meanwhile.
+            with contextlib.suppress(KeyError):
+                self._values.move_to_end(key)
         return value
 
     def put(self, key: Hashable, value: Value) -> Value:
@@ -88,22 +91,22 @@ class Uploaded:
 class Table:
     """Eight-byte numbers of a call on the device, int64 or float64.
 
-    The last few contents stay there: gradients may lie elsewhere at each step, mostly at one of a
-    few places in turn.
+    The last contents stay there, up to a megabyte: gradients may lie elsewhere at each step, mostly
+    at one of a few places in turn, and optimizers of equal layouts share a table.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, length: int) -> None:
         self._device = device
         self._dtype = dtype
         self._length = max(length, 1)
-        self._uploaded: Recent[Uploaded] = Recent(4)
+        self._uploaded: Recent[Uploaded] = Recent(max(4, min(64, 2**17 // self._length)))
         self._spares = self._page_locked()
 
     def _page_locked(self) -> list[Tensor]:
         """Return memory for captured steps; there may be none to be had during a capture."""
         if self._device.type == "cpu":
             return []
-        n = max(2, min(16, 2**18 // (8 * self._length)))
+        n = max(2, min(8, 2**13 // self._length))
         shape = (n, self._length)
         return list(torch.empty(shape, dtype=self._dtype, device="cpu", pin_memory=True))
 

@@ -25,7 +25,7 @@ from .update_plan import ITEM, Plan, StepArgs, build_plan
 
 __all__ = ["step"]
 
-_plans: Recent[Plan] = Recent(64)
+_plans: Recent[Plan] = Recent(512)
 
 
 def step(op: str, r: StepArgs) -> None:

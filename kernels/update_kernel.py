@@ -16,24 +16,25 @@ from .arithmetic import double_from_bits
 from .choices import Choices, choice, n_choices, size_of
 from .memory import inverse_scale, read, unscale_and_clamp, write
 
-# Columns of the table of tensors. STEP, MODEL and LR are indices into the table of addresses.
-NUMEL: tl.constexpr = tl.constexpr(0)
-ROW_LENGTH: tl.constexpr = tl.constexpr(1)
-FIRST_ROW: tl.constexpr = tl.constexpr(2)
-GROUP: tl.constexpr = tl.constexpr(3)
-BODY_INDEX: tl.constexpr = tl.constexpr(4)
-FIRST_ITEM: tl.constexpr = tl.constexpr(5)
-STEP: tl.constexpr = tl.constexpr(6)
-STEP_BYTES: tl.constexpr = tl.constexpr(7)
-MODEL: tl.constexpr = tl.constexpr(8)
-LR: tl.constexpr = tl.constexpr(9)
-N_COLUMNS: tl.constexpr = tl.constexpr(10)
-# Columns of the table of groups, before the constants of the algorithm.
-LR_VALUE: tl.constexpr = tl.constexpr(0)
-SIGN: tl.constexpr = tl.constexpr(1)
-N_COMMON: tl.constexpr = tl.constexpr(2)
-# Tensors whose step counts are advanced at a time.
-STEPS_AT_ONCE: tl.constexpr = tl.constexpr(256)
+
+# Triton compares global constexprs at every launch, which costs more than a function here.
+@triton.constexpr_function
+def column(name):
+    """Return the column of the table of tensors; the last three are indices of addresses."""
+    names = "numel row_length first_row group body first_item step_bytes step model lr"
+    return names.split().index(name)
+
+
+@triton.constexpr_function
+def n_columns():
+    """Return the number of columns of the table of tensors."""
+    return 10
+
+
+@triton.constexpr_function
+def group_column(name):
+    """Return the column of the table of groups; the constants of the algorithm come last."""
+    return ["lr", "sign", "constants"].index(name)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _addresses(addresses_ptr, record_ptr, tensor, n_tensors, BODY: tl.constexpr)
     # Not used without one.
     model_at = param_at
     if BODY.model is not None:
-        model_at = tl.load(addresses_ptr + tl.load(record_ptr + MODEL))
+        model_at = tl.load(addresses_ptr + tl.load(record_ptr + column("model")))
     return param_at, grad_at, model_at, states_at
 
 
@@ -127,21 +128,23 @@ def _prepare(
 ):  # fmt: skip
     """The constants of the update, and the sign of the gradient."""
     COMPUTE: tl.constexpr = BODY.compute
-    group_ptr = groups_ptr + tl.load(record_ptr + GROUP) * (N_COMMON + N_CONSTANTS)
+    group_ptr = groups_ptr + tl.load(record_ptr + column("group")) * (
+        group_column("constants") + N_CONSTANTS
+    )
     if BODY.lr is None:
-        lr = tl.load(group_ptr + LR_VALUE).to(COMPUTE)
+        lr = tl.load(group_ptr + group_column("lr")).to(COMPUTE)
     else:
-        lr_at = tl.load(addresses_ptr + tl.load(record_ptr + LR))
+        lr_at = tl.load(addresses_ptr + tl.load(record_ptr + column("lr")))
         lr = tl.load(lr_at.to(tl.pointer_type(BODY.lr))).to(COMPUTE)
     if BODY.step is None:
         step = tl.full((), 1.0, COMPUTE)
     else:
-        step_at = tl.load(addresses_ptr + tl.load(record_ptr + STEP))
+        step_at = tl.load(addresses_ptr + tl.load(record_ptr + column("step")))
         step = tl.load(step_at.to(tl.pointer_type(BODY.step))).to(COMPUTE) + 1.0
     constants = ()
     for k in tl.static_range(N_CONSTANTS):
-        constants = constants + (tl.load(group_ptr + N_COMMON + k).to(COMPUTE),)
-    return PREPARE(constants, lr, step), tl.load(group_ptr + SIGN).to(COMPUTE)
+        constants = constants + (tl.load(group_ptr + group_column("constants") + k).to(COMPUTE),)
+    return PREPARE(constants, lr, step), tl.load(group_ptr + group_column("sign")).to(COMPUTE)
 
 
 @triton.jit
@@ -159,9 +162,9 @@ def _update_item(
     if coefficient_ptr is not None:
         coefficient *= tl.load(coefficient_ptr).to(BODY.compute)
     gradient = (inverse_scale(scale_ptr, BODY.compute), limit.to(BODY.compute), coefficient)
-    numel = tl.load(record_ptr + NUMEL)
-    row_length = tl.load(record_ptr + ROW_LENGTH)
-    first_row = tl.load(record_ptr + FIRST_ROW)
+    numel = tl.load(record_ptr + column("numel"))
+    row_length = tl.load(record_ptr + column("row_length"))
+    first_row = tl.load(record_ptr + column("first_row"))
     bits = addresses[0] | addresses[1] | addresses[2]
     for k in tl.static_range(n_choices(BODY.states)):
         bits = bits | addresses[3][k]
@@ -180,14 +183,18 @@ def _update_item(
 
 
 @triton.jit
-def _advance_steps(addresses_ptr, tensors_ptr, n_tensors, STEP_DTYPES: tl.constexpr):
+def _advance_steps(
+    addresses_ptr, tensors_ptr, n_tensors, STEP_DTYPES: tl.constexpr, STEPS_AT_ONCE: tl.constexpr
+):
     """Add 1 to the step counts of all tensors."""
     for first in range(0, n_tensors, STEPS_AT_ONCE):
         tensors = first + tl.arange(0, STEPS_AT_ONCE)
         mask = tensors < n_tensors
-        record_ptr = tensors_ptr + tensors * N_COLUMNS
-        step_at = tl.load(addresses_ptr + tl.load(record_ptr + STEP, mask=mask), mask=mask)
-        step_bytes = tl.load(record_ptr + STEP_BYTES, mask=mask)
+        record_ptr = tensors_ptr + tensors * n_columns()
+        step_at = tl.load(
+            addresses_ptr + tl.load(record_ptr + column("step"), mask=mask), mask=mask
+        )
+        step_bytes = tl.load(record_ptr + column("step_bytes"), mask=mask)
         for k in tl.static_range(n_choices(STEP_DTYPES)):
             pointers = step_at.to(tl.pointer_type(choice(STEP_DTYPES, k)))
             chosen = mask & (step_bytes == size_of(choice(STEP_DTYPES, k)))
@@ -202,9 +209,9 @@ def _advance_steps(addresses_ptr, tensors_ptr, n_tensors, STEP_DTYPES: tl.conste
 )  # fmt: skip
 def update_kernel(
     addresses_ptr,  # int64: parameters, gradients, states, 16-bit copies, step counts, rates
-    tensors_ptr,  # [n_tensors, N_COLUMNS] int64
+    tensors_ptr,  # [n_tensors, n_columns()] int64
     items_ptr,  # [n_items] int32: the tensor of each work item
-    groups_ptr,  # [n_groups, N_COMMON + N_CONSTANTS] float64
+    groups_ptr,  # [n_groups, 2 + N_CONSTANTS] float64
     means_ptr,  # [rows] float32 or float64, None if no gradient is centralized
     coefficient_ptr,  # float64 or None
     scale_ptr,  # float32 or None
@@ -233,9 +240,9 @@ def update_kernel(
     item = n_items - 1 - program
     if item >= 0:
         tensor = tl.load(items_ptr + item).to(tl.int64)
-        record_ptr = tensors_ptr + tensor * N_COLUMNS
-        begin = (item - tl.load(record_ptr + FIRST_ITEM)) * ITEM
-        body = tl.load(record_ptr + BODY_INDEX)
+        record_ptr = tensors_ptr + tensor * n_columns()
+        begin = (item - tl.load(record_ptr + column("first_item"))) * ITEM
+        body = tl.load(record_ptr + column("body"))
         limit = double_from_bits(limit_bits)
         for k in tl.static_range(n_choices(BODIES)):
             if body == k:
@@ -250,4 +257,4 @@ def update_kernel(
         tl.debug_barrier()
         if tl.atomic_add(ticket_ptr, 1) == tl.num_programs(0) - 1:
             tl.store(ticket_ptr, 0)
-            _advance_steps(addresses_ptr, tensors_ptr, n_tensors, STEP_DTYPES)
+            _advance_steps(addresses_ptr, tensors_ptr, n_tensors, STEP_DTYPES, 1024)

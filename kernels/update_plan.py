@@ -15,7 +15,7 @@ from .choices import Choices
 from .launch import LANGUAGE_DTYPES, N_THREADS
 from .layouts import Staged, row_length_if_centralized, stage_like, stage_param
 from .tables import Table, Ticket, Uploaded, upload
-from .update_kernel import Body
+from .update_kernel import Body, column
 
 __all__ = ["ITEM", "Plan", "StepArgs", "block_size", "build_plan", "max_registers"]
 
@@ -90,9 +90,10 @@ def build_plan(op: str, r: StepArgs, device_lr: list[Tensor | None], device: tor
     bodies = Choices.of(layout.bodies)
     for record, body in zip(layout.records, layout.bodies, strict=True):
         record["body"] = bodies.values.index(body)
-    records = [list(record.values()) for record in layout.records]
+    records = [[record[name] for name in sorted(record, key=column)] for record in layout.records]
     items = torch.arange(len(records), dtype=torch.int32, device="cpu")
-    counts = torch.tensor([-(-param.numel() // ITEM) for param in r.params], device="cpu")
+    n_items = [-(-param.numel() // ITEM) for param in r.params]
+    counts = torch.tensor(n_items, dtype=torch.int64, device="cpu")
     n_group_values = len(r.lr) * (2 + algorithm.N_CONSTANTS)
     return Plan(
         algorithm=algorithm,
@@ -226,7 +227,7 @@ class _Layout:
     def _record(
         self, index: int, group: int, row_length: int, step: Tensor | None, model: Tensor | None
     ) -> None:
-        """Add a row, in the order of the columns in update_kernel.py."""
+        """Add a row; update_kernel.py has the columns."""
         param = self._r.params[index]
         self.records.append(
             {

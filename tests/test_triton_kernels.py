@@ -67,6 +67,7 @@ def test_updates_beyond_2_31_elements(numel: int) -> None:
     )
     # Items are counted backwards, and this program is the last.
     record = [numel, row_length, 0, 0, 0, -(n_items - 1), 0, 0, 0, 0]
+    assert update_kernel.column("first_item") == 5
     update_kernel.update_kernel[(1,)](
         torch.tensor([offset_address(param, begin), offset_address(grad, begin)]),
         torch.tensor([record]),
@@ -117,7 +118,6 @@ def test_statistics_beyond_2_31_elements() -> None:
         torch.zeros(1, dtype=torch.int32),
         1,
         0,
-        0,
         BODIES=Choices((body,)),
         TILE=2048,
         PIECE=piece,
@@ -126,7 +126,7 @@ def test_statistics_beyond_2_31_elements() -> None:
 
 
 @pytest.mark.parametrize(
-    "row_length", [1, 2, 15, 16, 17, 64, 100, 255, 1024, 1500, 16383, 16384, 40001]
+    "row_length", [1, 2, 15, 16, 17, 64, 80, 100, 255, 1024, 1040, 1500, 16383, 16384, 40001]
 )
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
 def test_means_of_rows_of_every_kind(row_length: int, offset: int) -> None:
@@ -168,3 +168,57 @@ def test_one_value_that_is_not_finite(shape: tuple[int, ...], value: float) -> N
     norm, coefficient, nonfinite = torch.ops.fusedtricks_triton.finalize_statistics([totals], 0.7)
     assert nonfinite == 1 and not norm.isfinite()
     assert coefficient.isnan() if math.isnan(value) else coefficient == 0
+
+
+def test_many_long_rows_of_different_lengths() -> None:
+    grads = [torch.randn(40, 16400), torch.randn(2, 70000)]
+    means, _ = torch.ops.fusedtricks_triton.grad_statistics(grads, [2], [2], None, None)
+    wanted = torch.cat([grad.double().mean(dim=1) for grad in grads])
+    torch.testing.assert_close(means.double(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [3, 1200])
+def test_step_counts_of_both_dtypes_advance(n: int) -> None:
+    params = [torch.ones(1) for _ in range(n)]
+    dtypes = [torch.float32, torch.float64]
+    steps = [torch.full((), float(i), dtype=dtypes[i % 2]) for i in range(n)]
+    torch.ops.fusedtricks_triton.adagrad_(
+        params,
+        [torch.ones(1) for _ in range(n)],
+        [torch.ones(1) for _ in range(n)],
+        [],
+        [],
+        steps,
+        [torch.tensor(0.5, dtype=torch.float64)],
+        [0.1, 1e-3, 0.0, 0.0],
+        [0],
+        [n],
+        [0],
+        [0],
+        *[None] * 6,
+    )
+    assert [step.item() for step in steps] == [i + 1.0 for i in range(n)]
+    assert all(step.dtype == dtypes[i % 2] for i, step in enumerate(steps))
+    wanted = [1 - 0.5 / (1 + i * 0.1) / (2**0.5 + 1e-3) for i in range(n)]
+    torch.testing.assert_close(torch.cat(params), torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_without_parameters_does_nothing() -> None:
+    lr = [torch.tensor(0.5, dtype=torch.float64)]
+    nothing = [None] * 6
+    torch.ops.fusedtricks_triton.sgd_(
+        [], [], [], [], [], [], lr, [0.0, 0.0, 0.0], [0], [0], [0], [0], *nothing
+    )
+
+
+def test_an_inference_tensor_that_cannot_be_written_changes_nothing() -> None:
+    with torch.inference_mode():
+        state = torch.zeros(3, 5).t()
+    param, step = torch.ones(5, 3), torch.zeros(())
+    lr = [torch.tensor(0.5, dtype=torch.float64)]
+    rest = [lr, [0.9, 0.0, 0.0], [1], [1], [0], [0], *[None] * 6]
+    with pytest.raises(RuntimeError, match="cannot update an inference tensor"):
+        torch.ops.fusedtricks_triton.sgd_(
+            [param], [torch.ones(5, 3)], [state], [], [], [step], *rest
+        )
+    assert torch.equal(param, torch.ones(5, 3)) and step == 0

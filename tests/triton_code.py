@@ -130,7 +130,6 @@ def compile_statistics(body: statistics_kernel.Body, target: str) -> Any:
         "ticket_ptr": "*i32",
         "n_items": "i32",
         "n_long_rows": "i32",
-        "most_pieces": "i32",
     }
     constants = {
         "BODIES": Choices((body,)),

@@ -31,9 +31,20 @@ def _patch_once(interpreter: Any) -> Any:
         scope = patch(function)
         # Triton 3.6 and NumPy 2.4: int() no longer takes an array of one element.
         tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+        # A GPU would stop at an address that is not what the hint promises.
+        tl.multiple_of = _checked_multiple_of
         return scope
 
     return patch_once
+
+
+def _checked_multiple_of(values: Any, divisors: Any) -> Any:
+    """Raise where a hint is wrong; the interpreter itself ignores hints."""
+    divisor = divisors[0] if isinstance(divisors, (tuple, list)) else divisors
+    remainders = values.handle.data % getattr(divisor, "value", divisor)
+    if remainders.any():
+        raise ValueError(f"multiple_of({divisor}) is wrong for {values.handle.data}")
+    return values
 
 
 def _rounding_cast(interpreter: Any) -> Any:
