@@ -313,7 +313,7 @@ def statistics_kernel(
     tl.debug_barrier()
     if tl.atomic_add(ticket_ptr, 1) == tl.num_programs(0) - 1:
         tl.store(ticket_ptr, 0)
-        _combine_totals(partial_ptr, totals_ptr, n_items, 2048)
+        _combine_totals(partial_ptr, totals_ptr, n_items, 1024)
         # Many rows, mostly of a few pieces, or few rows of perhaps many.
         if n_long_rows >= 32:
             _combine_rows(pieces_ptr, long_rows_ptr, means_ptr, n_long_rows, 64, 4)

@@ -69,7 +69,12 @@ def update_body(algorithm: ModuleType, flags: int, storage: str) -> update_kerne
 
 
 def compile_kernel(
-    kernel: Any, types: dict[str, str], constants: dict[str, Any], target: str, registers: int
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    target: str,
+    registers: int,
+    **replaced: Any,
 ) -> Any:
     """Compile for arguments as the host passes them: tables begin at multiples of 16."""
     names = kernel.arg_names
@@ -82,11 +87,13 @@ def compile_kernel(
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = launch.options(launch.N_THREADS, registers, amd=target.startswith("gfx"))
-    return triton.compile(source, target=TARGETS[target], options=options)
+    return triton.compile(source, target=TARGETS[target], options=options | replaced)
 
 
-def compile_update(algorithm: ModuleType, body: update_kernel.Body, target: str) -> Any:
-    """Compile the update kernel with all options on."""
+def compile_update(
+    algorithm: ModuleType, body: update_kernel.Body, target: str, **options: Any
+) -> Any:
+    """Compile the update kernel with all arguments; `options` replace those of launches."""
     types = {
         "addresses_ptr": "*i64",
         "tensors_ptr": "*i64",
@@ -111,7 +118,8 @@ def compile_update(algorithm: ModuleType, body: update_kernel.Body, target: str)
         "ITEM": update_plan.ITEM,
     }
     registers = update_plan.max_registers([body])
-    return compile_kernel(update_kernel.update_kernel, types, constants, target, registers)
+    kernel = update_kernel.update_kernel
+    return compile_kernel(kernel, types, constants, target, registers, **options)
 
 
 def compile_statistics(body: statistics_kernel.Body, target: str) -> Any:
@@ -192,16 +200,20 @@ def read_nvidia(compiled: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {key: int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL")}
+        usage, code = (
+            subprocess.run(
+                [str(tool), option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("-res-usage", "-sass")
+        )
     # What follows the ticket is done by one program only.
     before_ticket = ptx[: ptx.index("atom.")]
     float64 = re.findall(rf"\b(?:{ARITHMETIC})\.(?:\w+\.)*f64\b", before_ticket)
     return {
-        "registers": found["REG"],
-        "stack": found["STACK"],
-        "local": found["LOCAL"],
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        # Not the size of the stack: float64 division is a call, which needs some.
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE)),
         "wide_loads": count_wide(ptx, "ld"),
         "wide_stores": count_wide(ptx, "st"),
         "float64_before_ticket": sorted(set(float64)),
@@ -230,6 +242,14 @@ def read_amd(compiled: Any) -> dict[str, Any]:
     }
 
 
+def controls() -> dict[str, dict[str, Any]]:
+    """Return reports of kernels that the checks must refuse."""
+    body = update_body(adam, 0, "fp32")
+    few_registers = compile_update(adam, body, "sm_90", maxnreg=32)
+    fused = compile_update(adam, body, "sm_90", enable_fp_fusion=True)
+    return {"few registers": read_nvidia(few_registers), "fused": read_nvidia(fused)}
+
+
 def variants() -> list[Variant]:
     """Return all flags in fp32, all storages and widths; for AMD a part of them."""
     found = []
@@ -250,9 +270,10 @@ def main() -> None:
     """Compile everything, on all cores, and print the reports as JSON."""
     chosen = variants()
     with multiprocessing.get_context("spawn").Pool() as pool:
-        reports = pool.map(Variant.report, chosen, chunksize=4)
-    pairs = zip(chosen, reports, strict=True)
-    print(json.dumps({variant.name: report for variant, report in pairs}))
+        found = pool.map(Variant.report, chosen, chunksize=4)
+    pairs = zip(chosen, found, strict=True)
+    reports = {variant.name: report for variant, report in pairs}
+    print(json.dumps({"variants": reports, "controls": controls()}))
 
 
 if __name__ == "__main__":
