@@ -7,6 +7,7 @@ from torch import Tensor
 from fusedtricks.snapshot import snapshot
 
 from . import checks
+from .combine_kernel import finalize_kernel
 from .launch import (
     N_THREADS,
     bits_of,
@@ -17,7 +18,7 @@ from .launch import (
     options,
 )
 from .layouts import Copies
-from .statistics_kernel import finalize_kernel, statistics_kernel
+from .statistics_kernel import statistics_kernel
 from .statistics_plan import PIECE, TILE, Plan, build_plan
 from .tables import Recent, is_capturing, keep_for_graphs, refuse_capture, stream_of
 

@@ -95,6 +95,12 @@ def test_the_kernels_compile_for_amd(reports: dict[str, dict[str, Any]], target:
         assert report["spills"] == 0, (name, report)
 
 
+def test_the_kernel_between_the_sweeps_compiles(compiled: dict[str, Any]) -> None:
+    finalize = compiled["finalize"]
+    assert finalize.keys() == {"sm_80", "sm_90", "sm_100", "gfx90a", "gfx942"}
+    assert all({"cubin", "hsaco"} & set(stages) for stages in finalize.values())
+
+
 def test_the_checks_notice_what_they_look_for(
     compiled: dict[str, dict[str, dict[str, Any]]],
 ) -> None:

@@ -18,6 +18,7 @@ import triton.language as tl
 from fusedtricks.kernels import (
     adagrad,
     adam,
+    combine_kernel,
     launch,
     rmsprop,
     sgd,
@@ -148,6 +149,20 @@ def compile_statistics(body: statistics_kernel.Body, target: str) -> Any:
     return compile_kernel(kernel, types, constants, target, statistics_plan.max_registers([body]))
 
 
+def compile_finalize(target: str) -> Any:
+    """Compile the kernel between the sweeps."""
+    types = {
+        "totals_ptr": "*fp64",
+        "norm_ptr": "*fp64",
+        "coefficient_ptr": "*fp64",
+        "nonfinite_ptr": "*fp32",
+        "max_norm_bits": "i64",
+        "n": "i32",
+    }
+    kernel = combine_kernel.finalize_kernel
+    return compile_kernel(kernel, types, {"BLOCK": 4}, target, 255, num_warps=1)
+
+
 @dataclass(frozen=True)
 class Variant:
     """A kernel to compile; `flags` of -1 and a width stand for the statistics kernel."""
@@ -273,7 +288,8 @@ def main() -> None:
         found = pool.map(Variant.report, chosen, chunksize=4)
     pairs = zip(chosen, found, strict=True)
     reports = {variant.name: report for variant, report in pairs}
-    print(json.dumps({"variants": reports, "controls": controls()}))
+    finalize = {target: sorted(compile_finalize(target).asm) for target in TARGETS}
+    print(json.dumps({"variants": reports, "controls": controls(), "finalize": finalize}))
 
 
 if __name__ == "__main__":
