@@ -222,3 +222,42 @@ def test_an_inference_tensor_that_cannot_be_written_changes_nothing() -> None:
             [param], [torch.ones(5, 3)], [state], [], [], [step], *rest
         )
     assert torch.equal(param, torch.ones(5, 3)) and step == 0
+
+
+@pytest.mark.parametrize("unaligned", ["params", "grads", "states", "model_params", "nothing"])
+def test_full_blocks_at_every_alignment(unaligned: str) -> None:
+    n = 2500
+
+    def tensor(role: str, like: Tensor) -> Tensor:
+        offset = int(role == unaligned)
+        memory = torch.zeros(n + 1, dtype=like.dtype)
+        return memory[offset : offset + n].copy_(like)
+
+    values = {role: torch.randn(n) for role in ("params", "grads", "states", "model_params")}
+    results = []
+    for run in (tensor, lambda role, like: like.clone()):
+        param = run("params", values["params"])
+        buffer = run("states", values["states"])
+        model = run("model_params", values["model_params"].bfloat16())
+        torch.ops.fusedtricks_triton.sgd_(
+            [param],
+            [run("grads", values["grads"].bfloat16())],
+            [buffer],
+            [model],
+            [0],
+            [torch.full((), 3.0)],
+            [torch.tensor(0.5, dtype=torch.float64)],
+            [0.9, 0.1, 0.2],
+            [7],
+            [1],
+            [0],
+            [0],
+            *[None] * 6,
+        )
+        results.append((param, buffer, model))
+    for mine, other in zip(*results, strict=True):
+        assert torch.equal(mine, other)
+    grad = values["grads"].bfloat16().double() + 0.2 * values["params"].double()
+    buffer = 0.9 * values["states"].double() + 0.9 * grad
+    wanted = values["params"].double() - 0.5 * (grad + 0.9 * buffer)
+    torch.testing.assert_close(results[0][0].double(), wanted, rtol=3e-6, atol=3e-6)
