@@ -25,6 +25,8 @@ HAS_TRITON = (
     and importlib.util.find_spec("triton") is not None
 )
 BACKENDS = [NATIVE, *(["triton"] if HAS_TRITON else []), "reference"]
+# For what happens outside the kernels, over many steps: Triton's interpreter would take minutes.
+HOST_BACKENDS = [NATIVE, "reference"]
 # The libraries of ops that run on DEVICE: see fusedtricks/ops.py.
 LIBRARIES = ["fusedtricks", *(["fusedtricks_triton"] if HAS_TRITON else [])]
 # Whether the compiled backend decides on the device to skip a step. The state that the step would

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.cases import Case
 from tests.devices import BACKENDS as BACKENDS
+from tests.devices import HOST_BACKENDS as HOST_BACKENDS
 
 # Small, because these tests are about the protocol: empty, scalar, prime, matrices, a convolution.
 SHAPES = ((0,), (), (101,), (5, 3), (2, 0), (4, 3, 3, 3))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.cases import CASES, MAIN_CASES, Case
 from tests.pairs import (
-    BACKENDS,
+    HOST_BACKENDS,
     Pair,
     case_name,
     clones,
@@ -19,7 +19,7 @@ from tests.pairs import (
     train,
 )
 
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_backend = pytest.mark.parametrize("backend", HOST_BACKENDS)
 every_case = pytest.mark.parametrize("case", CASES, ids=case_name)
 main_case = pytest.mark.parametrize("case", MAIN_CASES, ids=case_name)
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tests.cases import CASES, MAIN_CASES, Case
-from tests.pairs import BACKENDS, case_name, make_params, train
+from tests.pairs import HOST_BACKENDS, case_name, make_params, train
 
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_backend = pytest.mark.parametrize("backend", HOST_BACKENDS)
 every_case = pytest.mark.parametrize("case", CASES, ids=case_name)
 main_case = pytest.mark.parametrize("case", MAIN_CASES, ids=case_name)
 

@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedules
 
 from tests.cases import CASES, MAIN_CASES, Case
-from tests.pairs import BACKENDS, Pair, case_name, leaf, make_params
+from tests.pairs import HOST_BACKENDS, Pair, case_name, leaf, make_params
 
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_backend = pytest.mark.parametrize("backend", HOST_BACKENDS)
 every_case = pytest.mark.parametrize("case", CASES, ids=case_name)
 main_case = pytest.mark.parametrize("case", MAIN_CASES, ids=case_name)
 
