@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fusedtricks import __version__, backends
+from fusedtricks.cli_schedule import add_schedule_command, run_schedule
 
 __all__ = ["main"]
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         return _info(arguments)
+    if arguments.command == "schedule":
+        return run_schedule(arguments)
     try:
         return _demo(arguments)
     except KeyboardInterrupt:
@@ -64,7 +67,7 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"fusedtricks {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,info}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,info,schedule}")
     _add_demo(commands)
     info = commands.add_parser(
         "info",
@@ -74,6 +77,7 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     info.add_argument("--json", action="store_true", help="print JSON")
+    add_schedule_command(commands)
     return parser
 
 

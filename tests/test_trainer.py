@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from fusedtricks.data import load_digits
+from fusedtricks.lr_scheduler import ScheduledLR
 from fusedtricks.nn import SmallResNet
 from fusedtricks.train import STEPPERS, Batches, Trainer
-from fusedtricks.train.cases import build_trainer, lr_factor
+from fusedtricks.train.cases import build_trainer, lr_schedule
 from fusedtricks.train.files import read_checkpoint, write_atomically, write_checkpoint
 from fusedtricks.train.settings import Settings
 from fusedtricks.train.trainer import DivergedError, accuracy, percentile, weights_sha256
@@ -36,7 +36,7 @@ def make_trainer(
         digits.train_images.to(dtype), digits.train_labels, batch_size=batch_size, seed=1
     )
     n_steps = EPOCHS * len(batches)
-    scheduler = LambdaLR(stepper.optimizer, lambda step: lr_factor(step, n_steps))
+    scheduler = ScheduledLR(stepper.optimizer, lr_schedule(n_steps))
     tests = digits.test_images.to(dtype), digits.test_labels
     return Trainer(model, stepper, scheduler, batches, *tests, epochs=EPOCHS, label_smoothing=0.1)
 
@@ -190,12 +190,12 @@ def test_percentiles():
 
 
 def test_schedule():
-    factors = [lr_factor(step, 100) for step in range(101)]
+    factors = lr_schedule(100).preview(101)
     assert factors[0] == pytest.approx(1 / 15)
     assert max(factors) == factors[14] == factors[15] == 1
     assert factors[100] == pytest.approx(0)
     assert all(late < early for early, late in itertools.pairwise(factors[15:]))
-    assert [lr_factor(step, 1) for step in range(2)] == [1, 1]
+    assert lr_schedule(1).preview(2) == [1, 1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -212,6 +212,8 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         record.norm = outcome.norm
         record.nonfinite = outcome.nonfinite
         record.skipped_steps += outcome.skipped
+        if not torch.compiler.is_compiling():
+            record.n_steps += 1
         return loss
 
     def _take_step(self) -> Outcome:
@@ -223,6 +225,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
             self._from_scaler("grad_scale"),
             self._from_scaler("found_inf"),
         )
+        self._record.can_skip = options.skips_nonfinite or options.found_inf is not None
         traces = torch.compiler.is_compiling()
         if self._plan is not None and not self.write_grads and not traces:
             try:

@@ -24,6 +24,10 @@ class StepRecord:
     norm_dtype: torch.dtype = torch.float32
     nonfinite: Tensor | None = None
     skipped_steps: int = 0
+    # Steps that Python has seen: not compiled ones, nor replays of a CUDA graph.
+    n_steps: int = 0
+    # Whether the last step could be skipped.
+    can_skip: bool = False
     # 0-dim int64 on the device of the first parameter, for steps that are skipped there.
     skipped_on_device: Tensor | None = None
 

@@ -1,19 +1,18 @@
 """The four cases of the demo: two data sets, two optimizers."""
 
-import math
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from fusedtricks.data import load_digits
+from fusedtricks.lr_scheduler import Cosine, LinearWarmup, Schedule, ScheduledLR
 from fusedtricks.nn import SmallResNet
 from fusedtricks.train.batches import Batches
 from fusedtricks.train.settings import DATA, LABEL_SMOOTHING, Settings
 from fusedtricks.train.steppers import STEPPERS
 from fusedtricks.train.trainer import Trainer, percentile, weights_sha256
 
-__all__ = ["CASES", "build_trainer", "lr_factor", "summarize"]
+__all__ = ["CASES", "build_trainer", "lr_schedule", "summarize"]
 
 CASES = [(data, optimizer) for data in DATA for optimizer in STEPPERS]
 
@@ -52,7 +51,7 @@ def build_trainer(data: str, optimizer: str, settings: Settings) -> Trainer:
     return Trainer(
         model,
         stepper,
-        LambdaLR(stepper.optimizer, lambda step: lr_factor(step, n_steps)),
+        ScheduledLR(stepper.optimizer, lr_schedule(n_steps)),
         batches,
         digits.test_images,
         digits.test_labels,
@@ -61,17 +60,14 @@ def build_trainer(data: str, optimizer: str, settings: Settings) -> Trainer:
     )
 
 
-def lr_factor(step: int, n_steps: int) -> float:
+def lr_schedule(n_steps: int) -> Schedule:
     """Return the share of the largest learning rate: a linear warm-up, then half a cosine.
 
     Args:
-        step: Updates done, 0 to `n_steps`.
         n_steps: Updates of the whole run.
     """
     n_warm_up = max(round(_WARM_UP * n_steps), 1)
-    if step < n_warm_up:
-        return (step + 1) / n_warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (step - n_warm_up) / max(n_steps - n_warm_up, 1))
+    return LinearWarmup(n_warm_up, offset=1).then(Cosine(max(n_steps - n_warm_up, 1)))
 
 
 def summarize(data: str, optimizer: str, trainer: Trainer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fusedtricks.train.trainer import DivergedError, Trainer
 
 __all__ = ["Demo", "DemoError"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class DemoError(RuntimeError):

@@ -1,0 +1,115 @@
+"""Schedules as exact functions of the step, and schedulers that put them into an optimizer.
+
+A schedule such as `Cosine(100)` is a pure function of the number of updates. A scheduler is a
+`torch.optim.lr_scheduler.LRScheduler` that sets an optimizer's options to its values:
+`ScheduledLR(optimizer, Cosine(100))`, or `CosineAnnealingLR(optimizer, 100)`, torch's signature.
+"""
+
+from torch.optim.lr_scheduler import LRScheduler, MultiplicativeLR, ReduceLROnPlateau
+
+from fusedtricks.lr_scheduler.composition import (
+    Between,
+    Function,
+    Inside,
+    Product,
+    Sequence,
+)
+from fusedtricks.lr_scheduler.cycles import Cyclic, OneCycle, WarmRestarts, WarmUpRestarts
+from fusedtricks.lr_scheduler.cycling import (
+    CosineAnnealingWarmRestarts,
+    CosineAnnealingWarmUpRestarts,
+    CyclicLR,
+    OneCycleLR,
+)
+from fusedtricks.lr_scheduler.decaying import (
+    ConstantLR,
+    CosineAnnealingLR,
+    ExponentialLR,
+    InverseSqrtLR,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    PiecewiseLR,
+    PolynomialLR,
+    StepLR,
+    WarmupLR,
+    WarmupStableDecayLR,
+)
+from fusedtricks.lr_scheduler.decays import (
+    Constant,
+    Cosine,
+    Exponential,
+    InverseSqrt,
+    Linear,
+    Piecewise,
+    Polynomial,
+    Step,
+)
+from fusedtricks.lr_scheduler.group_schedules import SchedulerOptions
+from fusedtricks.lr_scheduler.parsing import parse
+from fusedtricks.lr_scheduler.schedule import Schedule
+from fusedtricks.lr_scheduler.scheduler import ScheduledLR
+from fusedtricks.lr_scheduler.sequences import ChainedScheduler, SequentialLR
+from fusedtricks.lr_scheduler.warmups import (
+    ConstantWarmup,
+    GradualWarmup,
+    LinearWarmup,
+    WarmupStableDecay,
+)
+from fusedtricks.lr_scheduler.weight_decay import (
+    NormalizedDecay,
+    NormalizedWarmRestarts,
+    normalized_weight_decay,
+)
+
+__all__ = [
+    "Between",
+    "ChainedScheduler",
+    "Constant",
+    "ConstantLR",
+    "ConstantWarmup",
+    "Cosine",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "CosineAnnealingWarmUpRestarts",
+    "Cyclic",
+    "CyclicLR",
+    "Exponential",
+    "ExponentialLR",
+    "Function",
+    "GradualWarmup",
+    "Inside",
+    "InverseSqrt",
+    "InverseSqrtLR",
+    "LRScheduler",
+    "LambdaLR",
+    "Linear",
+    "LinearLR",
+    "LinearWarmup",
+    "MultiStepLR",
+    "MultiplicativeLR",
+    "NormalizedDecay",
+    "NormalizedWarmRestarts",
+    "OneCycle",
+    "OneCycleLR",
+    "Piecewise",
+    "PiecewiseLR",
+    "Polynomial",
+    "PolynomialLR",
+    "Product",
+    "ReduceLROnPlateau",
+    "Schedule",
+    "ScheduledLR",
+    "SchedulerOptions",
+    "Sequence",
+    "SequentialLR",
+    "Step",
+    "StepLR",
+    "WarmRestarts",
+    "WarmUpRestarts",
+    "WarmupLR",
+    "WarmupStableDecay",
+    "WarmupStableDecayLR",
+    "normalized_weight_decay",
+    "parse",
+]

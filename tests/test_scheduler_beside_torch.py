@@ -1,0 +1,70 @@
+"""Schedulers beside those of torch."""
+
+import pytest
+import torch
+
+from fusedtricks import lr_scheduler
+from fusedtricks.lr_scheduler import Cosine, LinearWarmup, Step
+from tests.small_optimizers import sgd, update
+
+# Beside torch's. ----------------------------------------------------------------------------------
+
+
+def test_chained_and_sequential_take_schedulers_and_schedules() -> None:
+    optimizer = sgd()
+    parts = [lr_scheduler.WarmupLR(optimizer, 3), lr_scheduler.CosineAnnealingLR(optimizer, 5, 0.1)]
+    chained = lr_scheduler.ChainedScheduler([*parts, Step(2, 0.5)])
+    sequential = lr_scheduler.SequentialLR(optimizer, [*parts, Step(2, 0.5)], [3, 8])
+    product = LinearWarmup(3) * Cosine(5).between(0.1) * Step(2, 0.5)
+    body = LinearWarmup(3).then(Cosine(5).between(0.1)).then(Step(2, 0.5), 8)
+    for t in range(12):
+        assert chained.values(t=t) == pytest.approx([product(t, 0.4)], rel=1e-14)
+        assert sequential.values(t=t) == pytest.approx([body(t, 0.4)], rel=1e-14)
+    assert optimizer.param_groups[0]["initial_lr"] == 0.4
+
+
+def test_schedulers_of_torch_are_not_taken_apart() -> None:
+    optimizer = sgd()
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    for make in (
+        lambda: lr_scheduler.ChainedScheduler([theirs], optimizer),
+        lambda: lr_scheduler.SequentialLR(optimizer, [Cosine(3), theirs], [3]),
+    ):
+        with pytest.raises(TypeError, match=r"got StepLR; torch.optim.lr_scheduler.\w+ takes both"):
+            make()
+    with pytest.raises(ValueError, match="expected schedulers of the same optimizer"):
+        lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(sgd(), 2)], optimizer)
+    with pytest.raises(TypeError, match="expected an optimizer, got None"):
+        lr_scheduler.ChainedScheduler([Cosine(3)])
+    with pytest.raises(ValueError, match="expected at least one scheduler, got none"):
+        lr_scheduler.ChainedScheduler([], optimizer)
+
+
+def test_one_cycle_inside_torch_sequential() -> None:
+    """torch's OneCycleLR rewrites initial_lr there, so that the warm-up has another height."""
+    optimizer = sgd(1.0)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            lr_scheduler.WarmupLR(optimizer, 2, 0.1),
+            lr_scheduler.OneCycleLR(optimizer, 1.0, 10, pct_start=0.3),
+        ],
+        milestones=[2],
+    )
+    lrs = []
+    for _ in range(8):
+        lrs.append(optimizer.param_groups[0]["lr"])
+        update(optimizer)
+        scheduler.step()
+    expected = LinearWarmup(2, 0.1).then(lr_scheduler.OneCycle(10, 0.3).between(0.0, 1.0))
+    assert lrs == pytest.approx(expected.preview(8, 1.0), rel=1e-12)
+
+
+def test_plateau_of_torch_after_ours() -> None:
+    assert lr_scheduler.ReduceLROnPlateau is torch.optim.lr_scheduler.ReduceLROnPlateau
+    assert lr_scheduler.MultiplicativeLR is torch.optim.lr_scheduler.MultiplicativeLR
+
+
+def test_every_name_of_torch_is_there() -> None:
+    theirs = set(torch.optim.lr_scheduler.__all__)
+    assert theirs <= set(lr_scheduler.__all__)
