@@ -277,14 +277,18 @@ def test_functions_cannot_be_restored_but_are_compared_by_name() -> None:
 
 
 def test_the_checkpoint_of_a_run_without_a_scheduler() -> None:
-    """Such a checkpoint has no initial_lr; loading it must not lose ours."""
-    plain = make_optimizer()
-    optimizer = make_optimizer()
-    scheduler = ScheduledLR(optimizer, Cosine(10))
-    scheduler.step()
-    optimizer.load_state_dict(plain.state_dict())
-    assert lrs_of(scheduler) == [Cosine(10)(1, lr) for lr in LR]
-    assert [group["initial_lr"] for group in optimizer.param_groups] == list(LR)
+    """Such a checkpoint has no initial_lr: its learning rates are where the schedule starts."""
+    plain = make_optimizer(lrs=(0.9, 0.6))
+    first = make_optimizer()
+    early = ScheduledLR(first, Cosine(10))
+    early.step()
+    first.load_state_dict(plain.state_dict())
+    second = make_optimizer()
+    second.load_state_dict(plain.state_dict())
+    late = ScheduledLR(second, Cosine(10))
+    late.step()
+    assert lrs_of(early) == lrs_of(late) == [Cosine(10)(1, lr) for lr in (0.9, 0.6)]
+    assert [group["initial_lr"] for group in first.param_groups] == [0.9, 0.6]
 
 
 def test_states_that_are_none() -> None:

@@ -142,6 +142,18 @@ def test_one_skipped_update_in_an_epoch_does_not_hold_the_epoch_up() -> None:
     assert scheduler.last_epoch == 4
 
 
+def test_the_device_is_not_asked_where_nothing_can_be_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    optimizer = sgd()
+    scheduler = ScheduledLR(optimizer, Cosine(9))
+    asked = property(lambda self: pytest.fail("waited for the device"))
+    monkeypatch.setattr(fusedtricks.optim.FusedOptimizer, "skipped_steps", asked)
+    update(optimizer)
+    scheduler.step()
+    assert scheduler.last_epoch == 1
+
+
 def test_skips_from_before_the_scheduler_do_not_count() -> None:
     optimizer = sgd(skip_nonfinite=True)
     update(optimizer, math.nan)

@@ -9,7 +9,6 @@ from torch.optim.lr_scheduler import LRScheduler, MultiplicativeLR, ReduceLROnPl
 
 from fusedtricks.lr_scheduler.composition import (
     Between,
-    Function,
     Inside,
     Product,
     Sequence,
@@ -22,16 +21,11 @@ from fusedtricks.lr_scheduler.cycling import (
     OneCycleLR,
 )
 from fusedtricks.lr_scheduler.decaying import (
-    ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
     InverseSqrtLR,
-    LambdaLR,
     LinearLR,
-    MultiStepLR,
-    PiecewiseLR,
     PolynomialLR,
-    StepLR,
     WarmupLR,
     WarmupStableDecayLR,
 )
@@ -45,11 +39,19 @@ from fusedtricks.lr_scheduler.decays import (
     Polynomial,
     Step,
 )
+from fusedtricks.lr_scheduler.functions import Function
 from fusedtricks.lr_scheduler.group_schedules import SchedulerOptions
 from fusedtricks.lr_scheduler.parsing import parse
 from fusedtricks.lr_scheduler.schedule import Schedule
 from fusedtricks.lr_scheduler.scheduler import ScheduledLR
 from fusedtricks.lr_scheduler.sequences import ChainedScheduler, SequentialLR
+from fusedtricks.lr_scheduler.stepping import (
+    ConstantLR,
+    LambdaLR,
+    MultiStepLR,
+    PiecewiseLR,
+    StepLR,
+)
 from fusedtricks.lr_scheduler.warmups import (
     ConstantWarmup,
     GradualWarmup,

@@ -1,6 +1,6 @@
 """Schedules made of schedules."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from fusedtricks.lr_scheduler.times import (
     time_value,
 )
 
-__all__ = ["Between", "Function", "Inside", "Product", "Sequence", "name_of"]
+__all__ = ["Between", "Inside", "Product", "Sequence"]
 
 
 def _check_schedules(owner: str, **schedules: Any) -> None:
@@ -279,35 +279,3 @@ class Between(Schedule):
     def shortened(self, n: float) -> "Between":
         """Return it with the schedule inside squeezed."""
         return Between(self.schedule.shortened(n), self.low, self.high)
-
-
-@dataclass(frozen=True)
-class Function(Schedule):
-    """Any function of the number of updates, as a factor.
-
-    value(t) = base * function(t).
-
-    Args:
-        function: Maps the number of updates done to a factor; always the same for the same number.
-
-    Raises:
-        TypeError: If it cannot be called.
-    """
-
-    function: Callable[[float], float]
-
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise TypeError(f"Function: expected function to be callable, got {self.function!r}")
-
-    def _factor(self, t: float) -> float:
-        return self.function(t)
-
-    def __repr__(self) -> str:
-        return f"Function({name_of(self.function)})"
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """Return a name without an address in memory: the same in the next process."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', '')}.{name}"

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from fusedtricks.lr_scheduler.group_schedules import check_options
 from fusedtricks.lr_scheduler.parsing import parse
 
@@ -53,12 +51,8 @@ def restore(scheduler: "ScheduledLR", saved: dict[str, Any]) -> None:
     check_options(type(scheduler).__name__, scheduler.optimizer, schedules)
     scheduler.schedules = schedules
     for option, values in saved["initial"].items():
-        key = f"initial_{option}"
         for group, value in zip(groups, values, strict=True):
-            if isinstance(group.get(key), Tensor):
-                group[key].fill_(value)
-            else:
-                group[key] = value
+            group[f"initial_{option}"] = value
 
 
 def _read(text: Any) -> Any:

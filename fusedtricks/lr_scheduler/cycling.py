@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from fusedtricks.lr_scheduler.composition import Function, name_of
 from fusedtricks.lr_scheduler.cycles import (
     Cyclic,
     OneCycle,
@@ -14,6 +13,7 @@ from fusedtricks.lr_scheduler.cycles import (
     WarmUpRestarts,
     find_cycle,
 )
+from fusedtricks.lr_scheduler.functions import Function, name_of
 from fusedtricks.lr_scheduler.group_options import has_option
 from fusedtricks.lr_scheduler.group_schedules import SchedulerOptions
 from fusedtricks.lr_scheduler.per_group import per_group
@@ -66,9 +66,14 @@ class CosineAnnealingWarmRestarts(ScheduledLR):
 class CosineAnnealingWarmUpRestarts(ScheduledLR):
     """Cosines with warm restarts and warm-ups, from the optimizer's lr up to eta_max and back.
 
-    The optimizer's lr is the smallest. Each cycle rises from it to eta_max * gamma^cycle within
-    T_up, and falls for the rest of the cycle; the fall of each is T_mult times as long as that of
-    the one before. `step()` and `step(t)` agree.
+    With eta_i = eta_max * gamma^i in cycle i, T_cur after its beginning::
+
+        T_cur < T_up:  lr(t) = initial_lr + (eta_i - initial_lr) * T_cur / T_up
+        else:          lr(t) = initial_lr + (eta_i - initial_lr) * (1 + cos(pi * x)) / 2,
+                       x = (T_cur - T_up) / (T_i - T_up)
+
+    The optimizer's lr is the smallest. The fall of a cycle is T_mult times as long as that of the
+    one before: T_{i+1} = (T_i - T_up) * T_mult + T_up. `step()` and `step(t)` agree.
 
     Args:
         optimizer: The optimizer; its lr may be 0.
@@ -87,7 +92,7 @@ class CosineAnnealingWarmUpRestarts(ScheduledLR):
         >>> scheduler = CosineAnnealingWarmUpRestarts(
         ...     optimizer, T_0=250, T_mult=2, eta_max=0.1, T_up=50)
 
-    Source: see `WarmUpRestarts`, which has the formula.
+    Source: see `WarmUpRestarts`.
     """
 
     def __init__(
@@ -113,7 +118,8 @@ class CosineAnnealingWarmUpRestarts(ScheduledLR):
 class CyclicLR(ScheduledLR):
     """From base_lr up to max_lr and down again, again and again, as torch's.
 
-    Unlike torch's, the optimizer's own lr is not changed at construction, and the momentum of
+    lr(t) = base_lr + (max_lr - base_lr) * (1 - x) * scale, x from the peak, 0 to 1. Unlike torch's,
+    initial_lr of the groups stays what it was, and the momentum of
     optimizers without one is left alone instead of raising.
 
     Args:
@@ -133,7 +139,7 @@ class CyclicLR(ScheduledLR):
         last_epoch: See `ScheduledLR`.
         **options: See `SchedulerOptions`.
 
-    Source: see `Cyclic`, which has the formula.
+    Source: see `Cyclic`.
     """
 
     def __init__(
@@ -170,8 +176,9 @@ class CyclicLR(ScheduledLR):
 class OneCycleLR(ScheduledLR):
     """One rise to max_lr and one long fall, with a momentum that mirrors it, as torch's.
 
-    Unlike torch's, `initial_lr` of the groups stays what it was, any pct_start works, and steps
-    after the end keep the last values instead of raising.
+    lr(t) = max_lr * `OneCycle`(total_steps, ...)(t). Unlike torch's, `initial_lr` of the groups
+    stays what it was, any pct_start works, and steps after the end keep the last values instead of
+    raising.
 
     Args:
         optimizer: The optimizer; its own lr is not used.

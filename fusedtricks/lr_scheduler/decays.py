@@ -26,6 +26,8 @@ class Constant(Schedule):
 
     Args:
         factor: At least 0. Default 1.
+
+    Source: what an optimizer does without a scheduler.
     """
 
     factor: float = 1.0
@@ -74,6 +76,8 @@ class Piecewise(Schedule):
 
         >>> Piecewise(["50ep", "60ep"], [1, 0.1, 0.01]).preview(70, steps_per_epoch=1)[49:51]
         [1, 0.1]
+
+    Source: He et al. 2016, "Deep Residual Learning", section 4.2, drops at 32k and 48k updates.
     """
 
     times = ("milestones",)
@@ -111,6 +115,9 @@ class Exponential(Schedule):
     Args:
         gamma: Factor, above 0.
         every: Time that it takes, above 0. Default 1 update.
+
+    Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 8, 0.94 every two
+        epochs.
     """
 
     times = ("every",)
@@ -134,6 +141,8 @@ class Linear(Schedule):
         total: Time that it takes, above 0.
         start: First factor, at least 0. Default 1.
         end: Last factor, at least 0. Default 0.
+
+    Source: Devlin et al. 2019, "BERT", appendix A.2, after a warm-up.
     """
 
     times = ("total",)

@@ -36,14 +36,15 @@ def write_option(group: dict[str, Any], option: str, value: float) -> None:
         group["betas"] = tuple(betas)
 
 
-def initial_value(group: dict[str, Any], option: str, default: float | None = None) -> float:
+def initial_value(group: dict[str, Any], option: str) -> float:
     """Return what the option was before any schedule, noted in the group.
 
-    The note is torch's "initial_lr", "initial_momentum" and so on. It is made if it is missing,
-    from `default` or the option itself, and never changed.
+    The note is torch's "initial_lr", "initial_momentum" and so on. If it is missing, as in a group
+    that was just added or loaded from a run without a scheduler, the option is what it was. It is
+    never changed.
     """
     key = f"initial_{option}"
     if key not in group:
-        value = read_option(group, option) if default is None else default
+        value = read_option(group, option)
         group[key] = value.detach().clone() if isinstance(value, Tensor) else value
     return float(group[key])

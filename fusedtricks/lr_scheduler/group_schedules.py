@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 
 from torch.optim import Optimizer
 
-from fusedtricks.lr_scheduler.composition import Function
+from fusedtricks.lr_scheduler.functions import Function
 from fusedtricks.lr_scheduler.group_options import has_option
 from fusedtricks.lr_scheduler.schedule import Schedule
 from fusedtricks.lr_scheduler.times import Units
@@ -78,9 +78,7 @@ def _as_schedule(owner: str, option: str, given: Any, units: Units) -> Schedule:
                 f"{given!r}"
             )
         given = Function(given)
-    schedule = given._resolve(units)
-    schedule(0)  # One that cannot be evaluated fails here, not in the first step.
-    return schedule
+    return given._resolve(units)
 
 
 def check_options(owner: str, optimizer: Optimizer, options: Iterable[str]) -> None:

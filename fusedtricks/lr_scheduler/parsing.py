@@ -8,12 +8,12 @@ from fusedtricks.lr_scheduler.schedule import Schedule
 
 __all__ = ["KINDS", "parse"]
 
-# Not Function: a text cannot hold one.
+# Without Function: a text cannot hold one.
 KINDS: dict[str, Any] = {
     name: getattr(module, name)
     for module in (decays, warmups, cycles, composition)
     for name in module.__all__
-    if name[0].isupper() and name not in ("Function", "RestartingSchedule")
+    if name[0].isupper() and name != "RestartingSchedule"
 }
 _METHODS = ("between", "then", "with_warmup")
 

@@ -91,13 +91,12 @@ class ScheduledLR(LRScheduler):
             raise ValueError(f"{owner}: expected a schedule, got None for all options")
         check_options(owner, optimizer, self.schedules)
         self._check_initial_lr(last_epoch)
-        self._initial: list[dict[str, float]] = []
         self._skips = SkipCounter(scaler)
         self._skips.watch(optimizer)
         self._has_warned = False
         self.last_epoch: float = last_epoch
-        self._follow_loading()
         self._initial_step()
+        self._follow_loading()
 
     # Position. -----------------------------------------------------------------------------------
 
@@ -111,7 +110,7 @@ class ScheduledLR(LRScheduler):
                 unit="epoch", fractions included.
         """
         self._step_count += 1
-        if epoch is None and not self._is_initial and self._skips.was_skipped(self.optimizer):
+        if epoch is None and self._skips.was_skipped(self.optimizer):
             return
         self._update_lr(epoch)
 
@@ -128,12 +127,9 @@ class ScheduledLR(LRScheduler):
         self._warn_at_end()
 
     def _initial_step(self) -> None:
+        # torch's SequentialLR calls this for its first scheduler.
         self._step_count = 0
-        self._is_initial = True
-        try:
-            self.step()
-        finally:
-            self._is_initial = False
+        self.step()
 
     def _warn_at_end(self) -> None:
         if self._has_warned:
@@ -159,12 +155,10 @@ class ScheduledLR(LRScheduler):
             t: Number of updates done. Default: now.
         """
         t = self.last_epoch if t is None else t
-        self._note_initial_values()
+        owner = type(self).__name__
         return [
-            schedule_of(type(self).__name__, self.schedules, option, index)(
-                t, self._initial[index][option]
-            )
-            for index in range(len(self.optimizer.param_groups))
+            schedule_of(owner, self.schedules, option, index)(t, base)
+            for index, base in enumerate(self.initial_values(option))
         ]
 
     def get_lr(self) -> list[float]:
@@ -181,8 +175,7 @@ class ScheduledLR(LRScheduler):
 
     def initial_values(self, option: str = "lr") -> list[float]:
         """Return what an option was in each group before any scheduler."""
-        self._note_initial_values()
-        return [values[option] for values in self._initial]
+        return [initial_value(group, option) for group in self.optimizer.param_groups]
 
     @property
     def base_lrs(self) -> list[float]:
@@ -190,6 +183,8 @@ class ScheduledLR(LRScheduler):
         return self.initial_values("lr")
 
     def _apply(self, t: float) -> None:
+        for group in self.optimizer.param_groups:
+            initial_value(group, "lr")  # Noted, as every scheduler of torch does.
         # All values before the first is written: an error leaves every group as it was.
         values = {option: self.values(option, t) for option in self.schedules}
         for option, of_groups in values.items():
@@ -205,16 +200,6 @@ class ScheduledLR(LRScheduler):
             lr.detach().clone() if isinstance(lr, Tensor) else lr
             for lr in (group["lr"] for group in self.optimizer.param_groups)
         ]
-
-    def _note_initial_values(self) -> None:
-        for index, group in enumerate(self.optimizer.param_groups):
-            # A checkpoint from before there was a scheduler takes the notes out of the groups.
-            known = self._initial[index] if index < len(self._initial) else {}
-            noted = {
-                option: initial_value(group, option, known.get(option))
-                for option in self.schedules.keys() | {"lr"}
-            }
-            self._initial[index : index + 1] = [noted]
 
     def _check_initial_lr(self, last_epoch: int) -> None:
         for index, group in enumerate(self.optimizer.param_groups):
