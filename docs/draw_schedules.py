@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/schedules.md: one of each kind of schedule, and one of all."""
+"""Draws the pictures of docs/schedules.md: one of each kind of schedule, of all, of batch sizes."""
 
 import argparse
 import io
@@ -10,12 +10,18 @@ from pathlib import Path
 from PIL import Image
 
 from fusedtricks._extras import require
-from fusedtricks.lr_scheduler import parse
+from fusedtricks.lr_scheduler import BatchSizeSchedule, Step, parse
 from fusedtricks.lr_scheduler.parsing import KINDS
 from fusedtricks.report.schedules import draw_schedules
 
 FOLDER = Path(__file__).parent / "images" / "schedules"
 OVERVIEW = "overview"
+BATCH_SIZES = "batch_sizes"
+BATCH_SIZE_RUNS: dict[str, dict[str, int]] = {
+    "decaying rate": {"max_batch_size": 128},
+    "growing batch": {},
+    "first one, then the other": {"max_batch_size": 640},
+}
 _N_COLUMNS = 4
 # A line drawing needs no more, and takes a fifth of the bytes.
 _N_COLORS = 64
@@ -87,6 +93,16 @@ PICTURES: dict[str, Picture] = {
         ),
         n=121,
     ),
+    "BatchSizeSchedule": Picture(
+        (
+            "BatchSizeSchedule(Step('30ep', 0.2), 128, 4000, 90)",
+            "BatchSizeSchedule(Step('30ep', 0.2), 128, 4000, 90, max_batch_size=512)",
+        ),
+        n=1440,
+    ),
+    "BatchSizeBeta": Picture(
+        ("BatchSizeBeta(BatchSizeSchedule(Step('30ep', 0.2), 128, 4000, 90), 0.99)",), n=1230
+    ),
     "Between": Picture(("Cosine(90).between(0.2, 0.8)", "Cyclic(15).between(0.1, 0.4)")),
 }
 
@@ -118,6 +134,27 @@ def draw_overview(folder: Path) -> None:
     _write_small(file, folder / f"{OVERVIEW}.png")
 
 
+def draw_batch_sizes(folder: Path) -> None:
+    """Draw learning rate and batch size over the epochs, for three runs with one noise scale."""
+    figure = require("matplotlib.figure").Figure(figsize=(9, 3.6), layout="constrained")
+    rates, sizes = figure.subplots(1, 2)
+    for (label, options), style in zip(BATCH_SIZE_RUNS.items(), ("-", "--", ":"), strict=True):
+        ramp = BatchSizeSchedule(Step("30ep", 0.2), 128, 50_000, 90, drop_last=True, **options)
+        updates = range(0, ramp.n_updates, 20)
+        epochs = [ramp.epoch_at(update) for update in updates]
+        label = f"{label}: {ramp.n_updates:,} updates"
+        rates.plot(epochs, [ramp(update) for update in updates], style, label=label)
+        sizes.plot(epochs, [ramp.batch_size_at(update) for update in updates], style, label=label)
+    rates.set(xlabel="epoch", ylabel="factor of the learning rate", yscale="log")
+    sizes.set(xlabel="epoch", ylabel="samples in an update", yscale="log")
+    for axes in (rates, sizes):
+        axes.grid(alpha=0.3)
+    figure.legend(*rates.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    _write_small(file, folder / f"{BATCH_SIZES}.png")
+
+
 def _write_small(file: io.BytesIO, path: Path) -> None:
     image = Image.open(file).convert("RGB")
     image.quantize(_N_COLORS, dither=0).save(path, optimize=True)
@@ -126,7 +163,11 @@ def _write_small(file: io.BytesIO, path: Path) -> None:
 def missing(folder: Path) -> list[str]:
     """Return a line for each schedule of the library, and each picture, that is not there."""
     undrawn = [name for name in KINDS if name not in PICTURES]
-    absent = [name for name in [*PICTURES, OVERVIEW] if not (folder / f"{name}.png").is_file()]
+    absent = [
+        name
+        for name in [*PICTURES, OVERVIEW, BATCH_SIZES]
+        if not (folder / f"{name}.png").is_file()
+    ]
     return [f"{name} is not in PICTURES of {Path(__file__).name}" for name in undrawn] + [
         f"{folder / name}.png does not exist" for name in absent
     ]
@@ -155,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in PICTURES:
             draw_picture(name, arguments.out)
         draw_overview(arguments.out)
+        draw_batch_sizes(arguments.out)
     lines = missing(arguments.out)
     for line in lines:
         print(f"draw_schedules: {line}", file=sys.stderr)

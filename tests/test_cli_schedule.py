@@ -179,7 +179,7 @@ def test_help_from_a_shell():
     ("arguments", "message"),
     [
         ([], "argument EXPRESSION: expected at least one, such as"),
-        (["Cosinus(100)"], "argument EXPRESSION: schedule: unknown 'Cosinus'; there are Between"),
+        (["Cosinus(100)"], "argument EXPRESSION: schedule: unknown 'Cosinus'; there are"),
         (["Cosine("], "argument EXPRESSION: schedule 'Cosine(' is no expression"),
         (["Cosine"], "argument EXPRESSION: schedule: expected calls of"),
         (["Cosine(1/0)"], "schedule 'Cosine(1/0)': division by zero"),

@@ -110,11 +110,12 @@ def test_every_kind_of_schedule_has_a_picture(drawing, tmp_path, monkeypatch, ca
     assert drawing.main(["--out", str(folder), "--check"]) == 1
     assert f"{folder / 'Cosine'}.png does not exist" in capsys.readouterr().err
     assert drawing.main(["--out", str(folder)]) == 0
-    assert {path.stem for path in folder.iterdir()} == KINDS.keys() | {"overview"}
+    wide = {"overview": 1000, "batch_sizes": 900}
+    assert {path.stem for path in folder.iterdir()} == KINDS.keys() | wide.keys()
     for path in folder.iterdir():
         data = path.read_bytes()
         width, _ = png_size(data)
-        assert width == (1000 if path.stem == "overview" else 840)
+        assert width == wide.get(path.stem, 840)
         assert len(data) < (150_000 if path.stem == "overview" else 30_000), path.name
     assert drawing.main(["--out", str(folder), "--check"]) == 0
     monkeypatch.setitem(KINDS, "Another", Constant)
@@ -139,7 +140,9 @@ def test_a_picture_shows_its_schedule(drawing):
 def test_the_pictures_of_the_manual_are_there(drawing):
     assert drawing.main(["--check"]) == 0
     shown = set(re.findall(r"!\[[^]]*\]\(([^)]*)\)", PAGE.read_text()))
-    assert shown == {f"images/schedules/{name}.png" for name in [*KINDS, "overview"]}
+    drawn = {f"images/schedules/{name}.png" for name in [*KINDS, "overview", "batch_sizes"]}
+    assert shown == drawn | {"images/range_test.png"}
+    assert (PAGE.parent / "images" / "range_test.png").is_file()
 
 
 def overview_table() -> str:

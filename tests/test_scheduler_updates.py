@@ -10,6 +10,7 @@ import torch
 import fusedtricks
 from fusedtricks import lr_scheduler
 from fusedtricks.lr_scheduler import Cosine, Exponential, Linear, ScheduledLR, Step
+from tests.devices import NATIVE
 from tests.small_optimizers import make_param, sgd, update
 
 # Tensors. -----------------------------------------------------------------------------------------
@@ -27,7 +28,7 @@ def test_a_tensor_lr_is_filled_in_place(shape: tuple[int, ...]) -> None:
     assert last.shape == shape
     scheduler.step()
     assert last.item() == Cosine(9)(1, 0.4)
-    assert optimizer.param_groups[0]["initial_lr"].item() == 0.4
+    assert optimizer.param_groups[0]["initial_lr"] == 0.4
 
 
 def test_a_float32_lr_does_not_drift() -> None:
@@ -100,7 +101,7 @@ POSITIONS = list(itertools.accumulate(0 if overflow else 1 for overflow in PATTE
 def test_updates_skipped_by_a_scaler_do_not_count(cls: Any) -> None:
     optimizer = sgd()
     scheduler = ScheduledLR(optimizer, Cosine(9))
-    scaler = cls("cpu", init_scale=8.0)
+    scaler = cls(NATIVE, init_scale=8.0)
     for overflow, position in zip(PATTERN, POSITIONS, strict=True):
         overflowing(scaler, optimizer, overflow)
         scheduler.step()
@@ -111,7 +112,7 @@ def test_updates_skipped_by_a_scaler_do_not_count(cls: Any) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_updates_of_torch_skipped_by_a_scaler_do_not_count(fused: bool) -> None:
     optimizer = torch.optim.SGD([make_param()], lr=0.4, momentum=0.7, fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    scaler = torch.amp.GradScaler(NATIVE, init_scale=8.0, growth_interval=2)
     scheduler = ScheduledLR(optimizer, Cosine(9), scaler=scaler)
     for overflow, position in zip(PATTERN, POSITIONS, strict=True):
         overflowing(scaler, optimizer, overflow)

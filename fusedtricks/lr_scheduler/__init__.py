@@ -7,6 +7,9 @@ A schedule such as `Cosine(100)` is a pure function of the number of updates. A 
 
 from torch.optim.lr_scheduler import LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
+from fusedtricks.lr_scheduler.batch_sampler import BatchSizeSampler
+from fusedtricks.lr_scheduler.batch_size import BatchSizeSchedule
+from fusedtricks.lr_scheduler.batch_size_beta import BatchSizeBeta
 from fusedtricks.lr_scheduler.composition import (
     Between,
     Inside,
@@ -42,6 +45,16 @@ from fusedtricks.lr_scheduler.decays import (
 from fusedtricks.lr_scheduler.functions import Function
 from fusedtricks.lr_scheduler.group_schedules import SchedulerOptions
 from fusedtricks.lr_scheduler.parsing import parse
+from fusedtricks.lr_scheduler.range_test import RangeTest, lr_range_test
+from fusedtricks.lr_scheduler.scaling import (
+    beta_from_half_life,
+    beta_from_time_constant,
+    half_life,
+    noise_scale,
+    scale_beta,
+    scale_lr,
+    time_constant,
+)
 from fusedtricks.lr_scheduler.schedule import Schedule
 from fusedtricks.lr_scheduler.scheduler import ScheduledLR
 from fusedtricks.lr_scheduler.sequences import ChainedScheduler, SequentialLR
@@ -65,6 +78,9 @@ from fusedtricks.lr_scheduler.weight_decay import (
 )
 
 __all__ = [
+    "BatchSizeBeta",
+    "BatchSizeSampler",
+    "BatchSizeSchedule",
     "Between",
     "ChainedScheduler",
     "Constant",
@@ -99,6 +115,7 @@ __all__ = [
     "Polynomial",
     "PolynomialLR",
     "Product",
+    "RangeTest",
     "ReduceLROnPlateau",
     "Schedule",
     "ScheduledLR",
@@ -112,6 +129,14 @@ __all__ = [
     "WarmupLR",
     "WarmupStableDecay",
     "WarmupStableDecayLR",
+    "beta_from_half_life",
+    "beta_from_time_constant",
+    "half_life",
+    "lr_range_test",
+    "noise_scale",
     "normalized_weight_decay",
     "parse",
+    "scale_beta",
+    "scale_lr",
+    "time_constant",
 ]

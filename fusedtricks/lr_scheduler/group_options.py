@@ -45,6 +45,6 @@ def initial_value(group: dict[str, Any], option: str) -> float:
     """
     key = f"initial_{option}"
     if key not in group:
-        value = read_option(group, option)
-        group[key] = value.detach().clone() if isinstance(value, Tensor) else value
+        # A plain number, so that no step waits for a device to read it.
+        group[key] = float(read_option(group, option))
     return float(group[key])
