@@ -3,11 +3,10 @@
 import pytest
 import torch
 
+import fusedtricks
 from fusedtricks import lr_scheduler
-from fusedtricks.lr_scheduler import Cosine, LinearWarmup, Step
-from tests.small_optimizers import sgd, update
-
-# Beside torch's. ----------------------------------------------------------------------------------
+from fusedtricks.lr_scheduler import Cosine, Linear, LinearWarmup, ScheduledLR, Step
+from tests.small_optimizers import make_param, sgd, update
 
 
 def test_chained_and_sequential_take_schedulers_and_schedules() -> None:
@@ -23,6 +22,22 @@ def test_chained_and_sequential_take_schedulers_and_schedules() -> None:
     assert optimizer.param_groups[0]["initial_lr"] == 0.4
 
 
+def test_sequences_of_schedulers_with_one_schedule_per_group() -> None:
+    groups = [{"params": [make_param()], "lr": lr} for lr in (0.4, 0.03)]
+    optimizer = fusedtricks.optim.SGD(groups, lr=1.0)
+    parts = [lr_scheduler.CosineAnnealingLR(optimizer, 4, [0.1, 0.02]), Step(2, 0.5)]
+    scheduler = lr_scheduler.SequentialLR(optimizer, parts, [3])
+    for t in range(6):
+        expected = [
+            Cosine(4).between(low).then(Step(2, 0.5), 3)(t, lr)
+            for low, lr in ((0.1, 0.4), (0.02, 0.03))
+        ]
+        assert scheduler.values(t=t) == pytest.approx(expected, rel=1e-14)
+    parts[0].schedules["lr"].pop()
+    with pytest.raises(ValueError, match="param group 1 was added"):
+        lr_scheduler.SequentialLR(optimizer, parts, [3])
+
+
 def test_schedulers_of_torch_are_not_taken_apart() -> None:
     optimizer = sgd()
     theirs = torch.optim.lr_scheduler.StepLR(optimizer, 2)
@@ -34,6 +49,8 @@ def test_schedulers_of_torch_are_not_taken_apart() -> None:
             make()
     with pytest.raises(ValueError, match="expected schedulers of the same optimizer"):
         lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(sgd(), 2)], optimizer)
+    with pytest.raises(ValueError, match="expected schedulers of the learning rate"):
+        lr_scheduler.ChainedScheduler([ScheduledLR(optimizer, None, momentum=Linear(3))])
     with pytest.raises(TypeError, match="expected an optimizer, got None"):
         lr_scheduler.ChainedScheduler([Cosine(3)])
     with pytest.raises(ValueError, match="expected at least one scheduler, got none"):

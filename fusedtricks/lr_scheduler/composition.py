@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fusedtricks.lr_scheduler.schedule import Schedule
@@ -125,13 +126,14 @@ class Sequence(_Composed):
             tuple(None if m is None else as_time("Sequence", "milestones", m) for m in milestones),
         )
         with suppress(UnresolvedTimeError):
-            check_increasing("Sequence", self._starts()[1:])
+            check_increasing("Sequence", self._starts[1:])
 
     def _value(self, t: float, base: float) -> float:
-        starts = self._starts()
+        starts = self._starts
         index = sum(start <= t for start in starts[1:])
         return self.schedules[index](t - starts[index], base)
 
+    @cached_property
     def _starts(self) -> list[float]:
         starts = [0]
         for schedule, milestone in zip(self.schedules, self.milestones, strict=False):
@@ -153,13 +155,13 @@ class Sequence(_Composed):
     def length(self) -> float | None:
         """Start and length of the last schedule, together."""
         rest = self.schedules[-1].length
-        return None if rest is None else self._starts()[-1] + rest
+        return None if rest is None else self._starts[-1] + rest
 
     @property
     def ends_at(self) -> float | None:
         """End of the last schedule."""
         rest = self.schedules[-1].ends_at
-        return None if rest is None else self._starts()[-1] + rest
+        return None if rest is None else self._starts[-1] + rest
 
     def shortened(self, n: float) -> "Sequence":
         """Return the sequence with its last schedule squeezed."""
@@ -191,11 +193,12 @@ class Inside(_Composed):
     def __post_init__(self) -> None:
         _check_schedules("Inside", warmup=self.warmup, body=self.body)
         with suppress(UnresolvedTimeError):
-            self._sequence()
+            _ = self._sequence  # What does not fit fails here.
 
     def _value(self, t: float, base: float) -> float:
-        return self._sequence()(t, base)
+        return self._sequence(t, base)
 
+    @cached_property
     def _sequence(self) -> Sequence:
         length = self.warmup.length
         if length is None:
@@ -215,12 +218,12 @@ class Inside(_Composed):
     @property
     def length(self) -> float | None:
         """Length of the schedule, as it is without the warm-up."""
-        return self._sequence().length
+        return self._sequence.length
 
     @property
     def ends_at(self) -> float | None:
         """End of the schedule, as it is without the warm-up."""
-        return self._sequence().ends_at
+        return self._sequence.ends_at
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 from fusedtricks.lr_scheduler.decays import half_cosine
 from fusedtricks.lr_scheduler.schedule import Schedule
@@ -230,18 +231,23 @@ class OneCycle(Schedule):
         self._check_choice("anneal_strategy", ("cos", "linear"))
 
     def _factor(self, t: float) -> float:
+        for (t_0, value_0), (t_1, value_1) in self._phases:
+            if t <= t_1:
+                share = (t - t_0) / (t_1 - t_0)
+                left = half_cosine(share) if self.anneal_strategy == "cos" else 1.0 - share
+                return value_1 + (value_0 - value_1) * left
+        return self.end
+
+    @cached_property
+    def _phases(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+        """Pairs of (time, factor) where a phase begins and where it ends."""
         total = self._time("total")
         knots = [(0.0, self.start), (self.pct_start * total - 1, self.peak)]
         if self.three_phase:
             knots.append((2 * self.pct_start * total - 2, self.start))
         knots.append((total - 1, self.end))
-        for (t_0, value_0), (t_1, value_1) in itertools.pairwise(knots):
-            # A phase without length is left out; one that ends before 0 has begun the next there.
-            if t <= t_1 and t_0 < t_1:
-                share = (t - t_0) / (t_1 - t_0)
-                left = half_cosine(share) if self.anneal_strategy == "cos" else 1.0 - share
-                return value_1 + (value_0 - value_1) * left
-        return self.end
+        # A phase without length is left out; one that ends before 0 has begun the next there.
+        return [(a, b) for a, b in itertools.pairwise(knots) if a[0] < b[0]]
 
     @property
     def ends_at(self) -> float | None:

@@ -1,8 +1,10 @@
 """Schedules that go from one value to another, once."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fusedtricks.lr_scheduler.schedule import Schedule
 from fusedtricks.lr_scheduler.times import Time, as_numbers, as_time, check_increasing, time_value
@@ -102,8 +104,9 @@ class Piecewise(Schedule):
         self._set("factors", factors)
 
     def _factor(self, t: float) -> float:
-        return self.factors[sum(m <= t for m in self._milestones())]
+        return self.factors[bisect.bisect_right(self._milestones, t)]
 
+    @cached_property
     def _milestones(self) -> list[float]:
         return [time_value("Piecewise", "milestones", m) for m in self.milestones]
 

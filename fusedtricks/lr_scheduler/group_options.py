@@ -7,6 +7,8 @@ from torch import Tensor
 __all__ = ["OPTIONS", "has_option", "initial_value", "read_option", "write_option"]
 
 OPTIONS = ("lr", "momentum", "beta2", "weight_decay")
+# Where a group notes what an option was before any schedule; "initial_lr" is torch's.
+_NOTES = {option: f"initial_{option}" for option in OPTIONS}
 # Where an option is in groups that have betas instead.
 _BETA_INDEX = {"momentum": 0, "beta2": 1}
 
@@ -43,7 +45,7 @@ def initial_value(group: dict[str, Any], option: str) -> float:
     that was just added or loaded from a run without a scheduler, the option is what it was. It is
     never changed.
     """
-    key = f"initial_{option}"
+    key = _NOTES[option]
     if key not in group:
         # A plain number, so that no step waits for a device to read it.
         group[key] = float(read_option(group, option))

@@ -15,9 +15,9 @@ __all__ = [
     "SchedulerOptions",
     "Schedules",
     "as_schedules",
+    "check_lengths",
     "check_options",
     "last_end",
-    "schedule_of",
 ]
 
 AnySchedule = Schedule | Callable[[float], float] | Sequence[Schedule | Callable[[float], float]]
@@ -92,22 +92,14 @@ def check_options(owner: str, optimizer: Optimizer, options: Iterable[str]) -> N
                 )
 
 
-def schedule_of(owner: str, schedules: Schedules, option: str, index: int) -> Schedule:
-    """Return the schedule of an option of a group.
-
-    Raises:
-        ValueError: If the group came later, and the option has one schedule for each group.
-    """
-    found = schedules[option]
-    if not isinstance(found, list):
-        return found
-    if index >= len(found):
+def check_lengths(owner: str, option: str, schedules: list[Schedule], n_groups: int) -> None:
+    """Raise ValueError if there are groups that came after schedules were given for each."""
+    if len(schedules) < n_groups:
         raise ValueError(
-            f"{owner}: param group {index} was added to an optimizer whose scheduler has one "
-            f"{option} schedule per group; append its own: "
+            f"{owner}: param group {len(schedules)} was added to an optimizer whose scheduler has "
+            f"one {option} schedule per group; append its own: "
             f"scheduler.schedules[{option!r}].append(schedule)"
         )
-    return found[index]
 
 
 def last_end(schedules: Schedules) -> float | None:

@@ -126,7 +126,8 @@ class Schedule:
         return units.to_updates(type(self).__name__, name, value)
 
     def _time(self, name: str) -> float:
-        return time_value(type(self).__name__, name, getattr(self, name))
+        value = getattr(self, name)
+        return time_value(type(self).__name__, name, value) if isinstance(value, str) else value
 
     def shortened(self, n: float) -> "Schedule":
         """Return the schedule squeezed into `n` updates less.

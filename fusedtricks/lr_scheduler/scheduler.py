@@ -15,9 +15,9 @@ from fusedtricks.lr_scheduler.group_schedules import (
     AnySchedule,
     Schedules,
     as_schedules,
+    check_lengths,
     check_options,
     last_end,
-    schedule_of,
 )
 from fusedtricks.lr_scheduler.skips import SkipCounter
 from fusedtricks.lr_scheduler.times import Units, as_number
@@ -94,6 +94,7 @@ class ScheduledLR(LRScheduler):
         self._skips = SkipCounter(scaler)
         self._skips.watch(optimizer)
         self._has_warned = False
+        self._end = last_end(self.schedules)
         self.last_epoch: float = last_epoch
         self._initial_step()
         self._follow_loading()
@@ -134,7 +135,7 @@ class ScheduledLR(LRScheduler):
     def _warn_at_end(self) -> None:
         if self._has_warned:
             return
-        end = last_end(self.schedules)
+        end = self._end
         if end is None or self.last_epoch <= end:
             return
         self._has_warned = True
@@ -155,11 +156,13 @@ class ScheduledLR(LRScheduler):
             t: Number of updates done. Default: now.
         """
         t = self.last_epoch if t is None else t
-        owner = type(self).__name__
-        return [
-            schedule_of(owner, self.schedules, option, index)(t, base)
-            for index, base in enumerate(self.initial_values(option))
-        ]
+        bases = self.initial_values(option)
+        schedules = self.schedules[option]
+        if not isinstance(schedules, list):
+            of_bases = {base: schedules(t, base) for base in set(bases)}
+            return [of_bases[base] for base in bases]
+        check_lengths(type(self).__name__, option, schedules, len(bases))
+        return [schedule(t, base) for schedule, base in zip(schedules, bases, strict=False)]
 
     def get_lr(self) -> list[float]:
         """Return the learning rates of all groups at the present position."""
@@ -183,8 +186,8 @@ class ScheduledLR(LRScheduler):
         return self.initial_values("lr")
 
     def _apply(self, t: float) -> None:
-        for group in self.optimizer.param_groups:
-            initial_value(group, "lr")  # Noted, as every scheduler of torch does.
+        if "lr" not in self.schedules:
+            self.initial_values("lr")  # Noted, as every scheduler of torch does.
         # All values before the first is written: an error leaves every group as it was.
         values = {option: self.values(option, t) for option in self.schedules}
         for option, of_groups in values.items():
@@ -256,6 +259,7 @@ class ScheduledLR(LRScheduler):
             )
         if found and config == "restore":
             restore(self, state_dict["config"])
+            self._end = last_end(self.schedules)
         # Inside torch's SequentialLR, a scheduler that has not begun is at -1.
         if state_dict["last_epoch"] >= 0:
             self._apply(state_dict["last_epoch"])

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from fusedtricks.lr_scheduler import composition
-from fusedtricks.lr_scheduler.group_schedules import SchedulerOptions, schedule_of
+from fusedtricks.lr_scheduler.group_schedules import SchedulerOptions, check_lengths
 from fusedtricks.lr_scheduler.per_group import one_or_list
 from fusedtricks.lr_scheduler.schedule import Schedule
 from fusedtricks.lr_scheduler.scheduler import ScheduledLR
@@ -91,10 +91,18 @@ def _schedules_of_groups(
             )
         if getattr(scheduler, "optimizer", optimizer) is not optimizer:
             raise ValueError(f"{owner}: expected schedulers of the same optimizer")
-    return [
-        [
-            s if isinstance(s, Schedule) else schedule_of(owner, s.schedules, "lr", index)
-            for s in schedulers
-        ]
-        for index in range(len(optimizer.param_groups))
-    ]
+    n_groups = len(optimizer.param_groups)
+    of_schedulers = [_of_groups(owner, scheduler, n_groups) for scheduler in schedulers]
+    return [list(of_group) for of_group in zip(*of_schedulers, strict=True)]
+
+
+def _of_groups(owner: str, scheduler: ScheduledLR | Schedule, n_groups: int) -> list[Schedule]:
+    if isinstance(scheduler, Schedule):
+        return [scheduler] * n_groups
+    if "lr" not in scheduler.schedules:
+        raise ValueError(f"{owner}: expected schedulers of the learning rate, got one without")
+    found = scheduler.schedules["lr"]
+    if not isinstance(found, list):
+        return [found] * n_groups
+    check_lengths(owner, "lr", found, n_groups)
+    return found[:n_groups]
