@@ -136,11 +136,11 @@ def test_a_group_added_later_to_schedules_per_group() -> None:
     optimizer = sgd()
     scheduler = ScheduledLR(optimizer, [Cosine(9)])
     optimizer.add_param_group({"params": [make_param()], "lr": 0.03})
-    with pytest.raises(ValueError, match=r"param group 1 was added .*schedules\['lr'\].append\("):
+    with pytest.raises(ValueError, match=r"group 1 was added .*append_schedule\(schedule, 'lr'\)"):
         scheduler.step()
     assert [g["lr"] for g in optimizer.param_groups] == [0.4, 0.03]
     assert scheduler.last_epoch == 0
-    scheduler.schedules["lr"].append(Step(1, 0.5))
+    scheduler.append_schedule(Step(1, 0.5))
     scheduler.step()
     assert scheduler.get_last_lr() == [Cosine(9)(1, 0.4), 0.03 * 0.5]
 

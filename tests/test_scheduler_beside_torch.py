@@ -5,7 +5,7 @@ import torch
 
 import fusedtricks
 from fusedtricks import lr_scheduler
-from fusedtricks.lr_scheduler import Cosine, Linear, LinearWarmup, ScheduledLR, Step
+from fusedtricks.lr_scheduler import Cosine, Linear, LinearWarmup, ScheduledLR, Sequence, Step
 from tests.small_optimizers import make_param, sgd, update
 
 
@@ -38,19 +38,51 @@ def test_sequences_of_schedulers_with_one_schedule_per_group() -> None:
         lr_scheduler.SequentialLR(optimizer, parts, [3])
 
 
+def test_other_options_come_along() -> None:
+    """Parts that do not schedule the momentum have the optimizer's own."""
+    optimizer = sgd()
+    parts = [
+        lr_scheduler.WarmupLR(optimizer, 3, 0.1),
+        lr_scheduler.OneCycleLR(optimizer, 1.0, 10, base_momentum=0.61, max_momentum=0.92),
+    ]
+    assert optimizer.param_groups[0]["momentum"] == 0.92
+    sequential = lr_scheduler.SequentialLR(optimizer, parts, [3])
+    assert optimizer.param_groups[0]["momentum"] == 0.7
+    for scheduler, shift in ((sequential, 3), (lr_scheduler.ChainedScheduler(parts), 0)):
+        momenta = [scheduler.values("momentum", t)[0] for t in range(12)]
+        cycle = [parts[1].values("momentum", t)[0] for t in range(12)]
+        assert momenta == pytest.approx([0.7] * shift + cycle[: 12 - shift], rel=1e-14)
+        assert len(set(cycle)) > 5
+    momentum_only = ScheduledLR(optimizer, None, momentum=Linear(4, 1.0, 0.5))
+    both = lr_scheduler.ChainedScheduler([momentum_only, Cosine(9)])
+    assert both.values("lr", 3) == [Cosine(9)(3, 0.4)]
+    assert both.values("momentum", 2) == [Linear(4, 1.0, 0.5)(2, 0.7)]
+
+
+def test_epochs_are_counted_once() -> None:
+    optimizer = sgd()
+    units = {"unit": "epoch", "steps_per_epoch": 10}
+    parts = [lr_scheduler.WarmupLR(optimizer, 5, **units), Cosine(20)]
+    assert lr_scheduler.SequentialLR(optimizer, parts, [5], **units).schedules == {
+        "lr": Sequence([LinearWarmup(50), Cosine(200)], [50])
+    }
+    assert lr_scheduler.ChainedScheduler(parts, optimizer, **units).schedules == {
+        "lr": LinearWarmup(50) * Cosine(200)
+    }
+    one_cycle = lr_scheduler.OneCycleLR(optimizer, 1.0, epochs=6, pct_start=0.4, **units)
+    assert one_cycle.schedules["lr"].schedule.total == 60
+    assert Cosine(3).resolve(**units).resolve(**units) == Cosine(30)
+
+
 def test_schedulers_of_torch_are_not_taken_apart() -> None:
     optimizer = sgd()
     theirs = torch.optim.lr_scheduler.StepLR(optimizer, 2)
-    for make in (
-        lambda: lr_scheduler.ChainedScheduler([theirs], optimizer),
-        lambda: lr_scheduler.SequentialLR(optimizer, [Cosine(3), theirs], [3]),
-    ):
-        with pytest.raises(TypeError, match=r"got StepLR; torch.optim.lr_scheduler.\w+ takes both"):
-            make()
+    with pytest.raises(TypeError, match=r"got StepLR; make all of them those of fusedtricks"):
+        lr_scheduler.ChainedScheduler([theirs], optimizer)
+    with pytest.raises(TypeError, match=r"got StepLR; torch.optim.lr_scheduler.Seq\w+ takes both"):
+        lr_scheduler.SequentialLR(optimizer, [Cosine(3), theirs], [3])
     with pytest.raises(ValueError, match="expected schedulers of the same optimizer"):
         lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(sgd(), 2)], optimizer)
-    with pytest.raises(ValueError, match="expected schedulers of the learning rate"):
-        lr_scheduler.ChainedScheduler([ScheduledLR(optimizer, None, momentum=Linear(3))])
     with pytest.raises(TypeError, match="expected an optimizer, got None"):
         lr_scheduler.ChainedScheduler([Cosine(3)])
     with pytest.raises(ValueError, match="expected at least one scheduler, got none"):

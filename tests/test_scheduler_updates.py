@@ -1,5 +1,6 @@
 """Schedulers and updates: tensor values, compiled steps, skipped updates, accumulation."""
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -199,3 +200,124 @@ def test_the_number_of_processes_does_not_enter(monkeypatch: pytest.MonkeyPatch)
     for t in range(12):
         assert scheduler.get_last_lr() == [Cosine(12)(t, 0.4)]
         scheduler.step()
+
+
+# Skips that are easily missed or invented. --------------------------------------------------------
+
+
+def test_the_first_update_after_a_checkpoint_may_be_a_skipped_one() -> None:
+    for order in (("O", "S"), ("S", "O")):
+        first = sgd(skip_nonfinite=True)
+        scheduler = ScheduledLR(first, Cosine(9))
+        for _ in range(3):
+            update(first)
+            scheduler.step()
+        second = sgd(skip_nonfinite=True)
+        resumed = ScheduledLR(second, Cosine(9))
+        for what in order:
+            if what == "O":
+                second.load_state_dict(first.state_dict())
+            else:
+                resumed.load_state_dict(scheduler.state_dict())
+        update(second, math.nan)
+        resumed.step()
+        assert resumed.last_epoch == 3
+        update(second)
+        resumed.step()
+        assert resumed.last_epoch == 4
+
+
+def test_a_loaded_scaler_is_no_skipped_update() -> None:
+    optimizer = torch.optim.SGD([make_param()], lr=0.4, momentum=0.7)
+    scaler = torch.amp.GradScaler(NATIVE, init_scale=2.0**16)
+    scheduler = ScheduledLR(optimizer, Cosine(9), scaler=scaler)
+    scaler.load_state_dict(torch.amp.GradScaler(NATIVE, init_scale=8.0).state_dict())
+    for position, overflow in ((1, False), (1, True), (2, False)):
+        overflowing(scaler, optimizer, overflow)
+        scheduler.step()
+        assert scheduler.last_epoch == position
+
+
+def test_two_optimizers_of_torch_and_one_scaler() -> None:
+    scaler = torch.amp.GradScaler(NATIVE, init_scale=8.0)
+    both = [torch.optim.SGD([make_param()], lr=0.4, momentum=0.7) for _ in range(2)]
+    schedulers = [ScheduledLR(optimizer, Cosine(9), scaler=scaler) for optimizer in both]
+    for optimizer, factor in zip(both, (math.inf, 1.0), strict=True):
+        scaler.scale((optimizer.param_groups[0]["params"][0] * factor).sum()).backward()
+        scaler.step(optimizer)
+    scaler.update(1024.0)
+    for scheduler in schedulers:
+        scheduler.step()
+    assert [scheduler.last_epoch for scheduler in schedulers] == [0, 1]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_epoch_of_torch_with_a_skipped_update(fused: bool) -> None:
+    optimizer = torch.optim.SGD([make_param()], lr=0.4, momentum=0.7, fused=fused)
+    scaler = torch.amp.GradScaler(NATIVE, init_scale=8.0)
+    scheduler = ScheduledLR(optimizer, Step(2, 0.5), scaler=scaler)
+    for epoch, overflows in enumerate([(False, True), (True, False), (False, False)]):
+        for overflow in overflows:
+            overflowing(scaler, optimizer, overflow)
+        scheduler.step()
+        assert scheduler.last_epoch == epoch + 1
+    for _ in range(2):
+        overflowing(scaler, optimizer, True)
+    scheduler.step()
+    assert scheduler.last_epoch == 3
+
+
+def test_a_scaler_that_is_off() -> None:
+    optimizer = torch.optim.SGD([make_param()], lr=0.4, momentum=0.7)
+    scaler = torch.amp.GradScaler(NATIVE, enabled=False)
+    scheduler = ScheduledLR(optimizer, Cosine(9), scaler=scaler)
+    for t in range(3):
+        overflowing(scaler, optimizer, False)
+        scheduler.step()
+        assert scheduler.last_epoch == t + 1
+    scheduler.step()
+    assert scheduler.last_epoch == 4
+
+
+def test_a_count_that_was_set_to_0() -> None:
+    optimizer = sgd(skip_nonfinite=True)
+    scheduler = ScheduledLR(optimizer, Cosine(9))
+    for _ in range(3):
+        update(optimizer, math.nan)
+        scheduler.step()
+    optimizer.skipped_steps = 0
+    update(optimizer, math.nan)
+    scheduler.step()
+    assert scheduler.last_epoch == 0
+
+
+def test_a_skip_after_a_jump() -> None:
+    optimizer = sgd(skip_nonfinite=True)
+    scheduler = ScheduledLR(optimizer, Cosine(9))
+    update(optimizer)
+    scheduler.step(5)
+    update(optimizer, math.nan)
+    scheduler.step()
+    assert scheduler.last_epoch == 5
+
+
+def test_a_skip_after_a_milestone_of_torch() -> None:
+    optimizer = sgd(skip_nonfinite=True)
+    parts = [lr_scheduler.WarmupLR(optimizer, 2, 0.1), lr_scheduler.CosineAnnealingLR(optimizer, 9)]
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [2])
+    for value in (1.0, 1.0, math.nan):
+        update(optimizer, value)
+        scheduler.step()
+    assert parts[1].last_epoch == 0
+
+
+def test_copies_notice_skips_themselves() -> None:
+    optimizer = torch.optim.SGD([make_param()], lr=0.4, momentum=0.7)
+    scaler = torch.amp.GradScaler(NATIVE, init_scale=8.0)
+    originals = optimizer, scaler, ScheduledLR(optimizer, Cosine(9), scaler=scaler)
+    optimizer, scaler, scheduler = copy.deepcopy(originals)
+    for position, overflow in ((1, False), (1, True), (2, False)):
+        overflowing(scaler, optimizer, overflow)
+        scheduler.step()
+        assert scheduler.last_epoch == position
+    assert originals[2].last_epoch == 0

@@ -124,7 +124,7 @@ class BatchSizeSampler(Sampler[list[int]]):
             update: Updates done, `scheduler.last_epoch`. Default: those whose batches were yielded,
                 which are more if the DataLoader has workers, because these fetch ahead.
         """
-        return {"update": self.update if update is None else update, **self._order_settings()}
+        return {"update": self.update if update is None else int(update), **self._order_settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the saved update, also with another micro_batch, rank or num_replicas.

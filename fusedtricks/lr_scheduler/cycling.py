@@ -228,7 +228,8 @@ class OneCycleLR(ScheduledLR):
                 raise ValueError(
                     f"{owner}: expected total_steps, or epochs and steps_per_epoch, got None"
                 )
-            total_steps = epochs * steps_per_epoch
+            # In updates, whatever plain numbers count.
+            total_steps = f"{as_number(owner, 'epochs', epochs) * steps_per_epoch}ba"
         start = 1 / div_factor
         shared = {"anneal_strategy": anneal_strategy, "three_phase": three_phase}
         lr = OneCycle(total_steps, pct_start, start=start, end=start / final_div_factor, **shared)
@@ -281,7 +282,7 @@ class _OfCycle(Schedule):
     def _factor(self, t: float) -> float:
         up = self._time("step_size_up")
         down = up if self.step_size_down is None else self._time("step_size_down")
-        return self.function(find_cycle(t, up + down, 1)[0] + 1)
+        return float(self.function(find_cycle(t, up + down, 1)[0] + 1))
 
     def __repr__(self) -> str:
         return f"Function of the cycle({name_of(self.function)})"

@@ -29,7 +29,7 @@ class Function(Schedule):
             raise TypeError(f"Function: expected function to be callable, got {self.function!r}")
 
     def _factor(self, t: float) -> float:
-        return self.function(t)
+        return float(self.function(t))
 
     def __repr__(self) -> str:
         return f"Function({name_of(self.function)})"

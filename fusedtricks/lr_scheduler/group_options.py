@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["OPTIONS", "has_option", "initial_value", "read_option", "write_option"]
+__all__ = ["OPTIONS", "has_option", "initial_value", "note_of", "read_option", "write_option"]
 
 OPTIONS = ("lr", "momentum", "beta2", "weight_decay")
 # Where a group notes what an option was before any schedule; "initial_lr" is torch's.
@@ -36,6 +36,11 @@ def write_option(group: dict[str, Any], option: str, value: float) -> None:
         betas = list(group["betas"])
         betas[_BETA_INDEX[option]] = value
         group["betas"] = tuple(betas)
+
+
+def note_of(option: str) -> str:
+    """Return the key under which a group notes what the option was before any schedule."""
+    return _NOTES[option]
 
 
 def initial_value(group: dict[str, Any], option: str) -> float:

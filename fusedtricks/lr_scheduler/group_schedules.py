@@ -38,8 +38,7 @@ class SchedulerOptions(TypedDict, total=False):
             batches, when gradients accumulate; those of one process, however many there are.
         total_steps: Optimizer updates of the whole run, for "0.1dur".
         scaler: The GradScaler of a torch.optim optimizer: updates that it skips do not advance the
-            schedule, if `step` follows every `scaler.update()`; leave it out when stepping once per
-            epoch. fusedtricks optimizers report their skipped updates themselves.
+            schedule. fusedtricks optimizers report their skipped updates themselves.
     """
 
     momentum: AnySchedule | None
@@ -72,7 +71,7 @@ def as_schedules(
 
 def _as_schedule(owner: str, option: str, given: Any, units: Units) -> Schedule:
     if not isinstance(given, Schedule):
-        if not callable(given):
+        if not callable(given) or isinstance(given, type):
             raise TypeError(
                 f"{owner}: expected the {option} schedule to be a Schedule or a function, got "
                 f"{given!r}"
@@ -98,7 +97,7 @@ def check_lengths(owner: str, option: str, schedules: list[Schedule], n_groups: 
         raise ValueError(
             f"{owner}: param group {len(schedules)} was added to an optimizer whose scheduler has "
             f"one {option} schedule per group; append its own: "
-            f"scheduler.schedules[{option!r}].append(schedule)"
+            f"scheduler.append_schedule(schedule, {option!r})"
         )
 
 

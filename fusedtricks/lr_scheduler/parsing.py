@@ -41,13 +41,15 @@ def parse(text: str) -> Schedule:
         >>> parse("LinearWarmup(5) * Step(30, 0.1)").preview(3)
         [0.0, 0.2, 0.4]
     """
+    if not isinstance(text, str):
+        raise ValueError(f"schedule: expected a text such as 'Cosine(100)', got {text!r}")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"schedule {text!r} is no expression: {error}") from error
     try:
         result = _evaluate(tree)
-    except (TypeError, ZeroDivisionError, RecursionError) as error:
+    except (TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"schedule {text!r}: {error}") from error
     if not isinstance(result, Schedule):
         raise ValueError(f"schedule {text!r} is {result!r}; write a call such as Cosine(100)")

@@ -1,6 +1,7 @@
 """What all schedules share: they are pure functions of the number of updates, and compose."""
 
 import dataclasses
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,8 @@ class Schedule:
 
     def __call__(self, t: float, base: float = 1.0) -> float:
         """Return the value after `t` updates, t >= 0, for the optimizer's own value `base`."""
-        if not t >= 0:
-            raise ValueError(f"{type(self).__name__}: expected t of at least 0, got {t}")
+        if not 0 <= t < math.inf:
+            raise ValueError(f"{type(self).__name__}: expected a finite t of at least 0, got {t}")
         return self._value(t, base)
 
     def _value(self, t: float, base: float) -> float:
@@ -104,6 +105,9 @@ class Schedule:
         return self._resolve(Units(steps_per_epoch, total_steps, unit))
 
     def _resolve(self, units: Units) -> "Schedule":
+        # Twice is as once, although the plain numbers of the first time may have been epochs.
+        if "_is_resolved" in vars(self):
+            return self
         changed = {}
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
@@ -113,10 +117,16 @@ class Schedule:
                 changed[spec.name] = value._resolve(units)
             elif isinstance(value, tuple) and value and isinstance(value[0], Schedule):
                 changed[spec.name] = tuple(each._resolve(units) for each in value)
+        return self._resolved(changed) if changed else self
+
+    def _resolved(self, changed: dict[str, Any]) -> "Schedule":
+        """Return a copy with fields changed to updates."""
         try:
-            return dataclasses.replace(self, **changed) if changed else self
+            resolved = dataclasses.replace(self, **changed)
         except ValueError as error:
             raise ValueError(f"{error}, from {self!r} in updates") from error
+        resolved._set("_is_resolved", True)
+        return resolved
 
     def _to_updates(self, name: str, value: Any, units: Units) -> Any:
         if value is None:
@@ -185,6 +195,11 @@ class Schedule:
             raise ValueError(
                 f"with_warmup: expected budget 'before' or 'inside', got {budget!r}; if the clock "
                 "is to run during the warm-up, multiply: LinearWarmup(...) * schedule"
+            )
+        if self.is_absolute:
+            raise ValueError(
+                f"with_warmup: expected a relative schedule, got {self!r}, whose height a warm-up "
+                "does not know; call with_warmup before between"
             )
         return Inside(warmup, self) if budget == "inside" else warmup.then(self)
 

@@ -2,14 +2,14 @@
 
 import math
 import warnings
-import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fusedtricks.lr_scheduler.configuration import describe, differences, restore
+from fusedtricks.lr_scheduler.checkpoints import CheckpointMixin
 from fusedtricks.lr_scheduler.group_options import OPTIONS, initial_value, write_option
 from fusedtricks.lr_scheduler.group_schedules import (
     AnySchedule,
@@ -19,13 +19,14 @@ from fusedtricks.lr_scheduler.group_schedules import (
     check_options,
     last_end,
 )
-from fusedtricks.lr_scheduler.skips import SkipCounter
-from fusedtricks.lr_scheduler.times import Units, as_number
+from fusedtricks.lr_scheduler.schedule import Schedule
+from fusedtricks.lr_scheduler.skips import make_skip_counter
+from fusedtricks.lr_scheduler.times import Units
 
 __all__ = ["ScheduledLR"]
 
 
-class ScheduledLR(LRScheduler):
+class ScheduledLR(CheckpointMixin, LRScheduler):
     """Set the learning rate of an optimizer, and other options, to the values of schedules.
 
     After n calls of `step`, lr = schedule(n, initial_lr): a function of n alone, so that it does
@@ -46,8 +47,8 @@ class ScheduledLR(LRScheduler):
         **options: See `SchedulerOptions`.
 
     Attributes:
-        schedules: Name of each scheduled option -> its schedules, in updates: one, or a list to
-            which those of groups that are added later are appended.
+        schedules: Name of each scheduled option -> its schedules, in updates: one, or a list with
+            one for each group; see `append_schedule`.
         last_epoch: Number of updates done.
 
     Raises:
@@ -91,27 +92,27 @@ class ScheduledLR(LRScheduler):
             raise ValueError(f"{owner}: expected a schedule, got None for all options")
         check_options(owner, optimizer, self.schedules)
         self._check_initial_lr(last_epoch)
-        self._skips = SkipCounter(scaler)
-        self._skips.watch(optimizer)
+        self._skips = make_skip_counter(optimizer, scaler)
         self._has_warned = False
         self._end = last_end(self.schedules)
         self.last_epoch: float = last_epoch
+        self._begin_following()
         self._initial_step()
-        self._follow_loading()
 
     # Position. -----------------------------------------------------------------------------------
 
     def step(self, epoch: float | None = None) -> None:
         """Go to the next update, and set the values for it.
 
-        Nothing happens if the last update was skipped because of a non-finite gradient.
+        Nothing happens if all updates since the last call, at least one, were skipped because of
+        a non-finite gradient.
 
         Args:
             epoch: Position to go to instead: number of updates done, or of epochs with
                 unit="epoch", fractions included.
         """
         self._step_count += 1
-        if epoch is None and self._skips.was_skipped(self.optimizer):
+        if epoch is None and self._skips.were_skipped():
             return
         self._update_lr(epoch)
 
@@ -119,18 +120,19 @@ class ScheduledLR(LRScheduler):
         # torch's SequentialLR calls this with epoch 0 at milestones.
         if epoch is None:
             position = self.last_epoch + 1
-        elif as_number("step", "epoch", epoch) < 0:
-            raise ValueError(f"step: expected epoch of at least 0, got {epoch}")
         else:
-            position = epoch * (self._units.steps_per_epoch if self._units.unit == "epoch" else 1)
+            position = self._units.position(epoch)
+            self._skips.watch()
         self._apply(position)
-        self.last_epoch = position
+        if position > 0:
+            self._follows, self._overwritten = True, {}
         self._warn_at_end()
 
     def _initial_step(self) -> None:
         # torch's SequentialLR calls this for its first scheduler.
-        self._step_count = 0
-        self.step()
+        self._step_count = 1
+        self._skips.watch()
+        self._update_lr()
 
     def _warn_at_end(self) -> None:
         if self._has_warned:
@@ -156,13 +158,22 @@ class ScheduledLR(LRScheduler):
             t: Number of updates done. Default: now.
         """
         t = self.last_epoch if t is None else t
-        bases = self.initial_values(option)
+        owner, bases = type(self).__name__, self.initial_values(option)
         schedules = self.schedules[option]
-        if not isinstance(schedules, list):
-            of_bases = {base: schedules(t, base) for base in set(bases)}
-            return [of_bases[base] for base in bases]
-        check_lengths(type(self).__name__, option, schedules, len(bases))
-        return [schedule(t, base) for schedule, base in zip(schedules, bases, strict=False)]
+        try:
+            if isinstance(schedules, list):
+                check_lengths(owner, option, schedules, len(bases))
+                found = [float(s(t, base)) for s, base in zip(schedules, bases, strict=False)]
+            else:
+                of_bases = {base: float(schedules(t, base)) for base in set(bases)}
+                found = [of_bases[base] for base in bases]
+        except OverflowError:
+            found = [math.inf]
+        if not all(map(math.isfinite, found)):
+            raise ValueError(
+                f"{owner}: expected finite values of {option}, got {found} at step {t}"
+            )
+        return found
 
     def get_lr(self) -> list[float]:
         """Return the learning rates of all groups at the present position."""
@@ -182,20 +193,46 @@ class ScheduledLR(LRScheduler):
 
     @property
     def base_lrs(self) -> list[float]:
-        """The groups' learning rates before any scheduler."""
+        """The groups' learning rates before any scheduler, `initial_lr` of the groups."""
         return self.initial_values("lr")
 
+    @base_lrs.setter
+    def base_lrs(self, values: Sequence[float]) -> None:
+        for group, value in zip(self.optimizer.param_groups, values, strict=True):
+            group["initial_lr"] = float(value)
+
+    def append_schedule(self, schedule: Schedule, option: str = "lr") -> None:
+        """Add the schedule of a group that was added, where each group has its own.
+
+        Args:
+            schedule: With times in the units that the scheduler was made with.
+            option: Whose schedule it is. Default "lr".
+
+        Raises:
+            ValueError: If all groups share one schedule, or times cannot be resolved.
+        """
+        found = self.schedules.get(option)
+        if not isinstance(found, list):
+            raise ValueError(
+                f"{type(self).__name__}: expected {option} to have one schedule per group, but all "
+                "groups, later ones too, share one"
+            )
+        found += as_schedules(type(self).__name__, option, [schedule], 1, self._units)
+
     def _apply(self, t: float) -> None:
-        if "lr" not in self.schedules:
+        """Go to a position; an error leaves position and groups as they were."""
+        before, self.last_epoch = self.last_epoch, t
+        try:
+            # Subclasses may have a get_lr of their own, as those of torch.
+            values = {
+                option: self.get_lr() if option == "lr" else self.values(option)
+                for option in self.schedules
+            }
+        except Exception:
+            self.last_epoch = before
+            raise
+        if "lr" not in values:
             self.initial_values("lr")  # Noted, as every scheduler of torch does.
-        # All values before the first is written: an error leaves every group as it was.
-        values = {option: self.values(option, t) for option in self.schedules}
-        for option, of_groups in values.items():
-            if not all(map(math.isfinite, of_groups)):
-                raise ValueError(
-                    f"{type(self).__name__}: expected finite values of {option}, got {of_groups} "
-                    f"at step {t}"
-                )
         for option, of_groups in values.items():
             for group, value in zip(self.optimizer.param_groups, of_groups, strict=True):
                 write_option(group, option, value)
@@ -212,76 +249,3 @@ class ScheduledLR(LRScheduler):
                     "with last_epoch >= 0; load the optimizer's checkpoint first, or leave "
                     "last_epoch out and load the scheduler's"
                 )
-
-    # Checkpoints. --------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return position and configuration, in plain Python types."""
-        return {
-            "last_epoch": self.last_epoch,
-            "_step_count": self._step_count,
-            "_last_lr": [float(lr) for lr in self._last_lr],
-            "config": describe(self),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any], config: str = "error") -> None:
-        """Go to a saved position and set the values of it.
-
-        It does not matter whether the optimizer's checkpoint is loaded before or after.
-
-        Args:
-            state_dict: What `state_dict` returned, here or in another process.
-            config: If the schedules, or the learning rates they start from, differ from the saved
-                ones: "error" refuses, "keep" goes on with those of this scheduler, "restore" takes
-                the saved ones. Default "error".
-
-        Raises:
-            ValueError: For another `config`, the state of another kind of scheduler, or a different
-                configuration with "error". Nothing has changed then.
-        """
-        if config not in ("error", "keep", "restore"):
-            raise ValueError(
-                f"load_state_dict: expected config 'error', 'keep' or 'restore', got {config!r}"
-            )
-        if not {"last_epoch", "config"} <= state_dict.keys():
-            raise ValueError(
-                f"{type(self).__name__}: expected the state of a fusedtricks scheduler, got one "
-                f"with {sorted(state_dict)}; for the state of a torch scheduler make this one with "
-                "last_epoch=state['last_epoch'] - 1"
-            )
-        found = differences(describe(self), state_dict["config"])
-        if found and config == "error":
-            raise ValueError(
-                f"{type(self).__name__}: the checkpoint was made with another configuration:\n"
-                + "\n".join(found)
-                + "\nload_state_dict(state, config='keep') goes on with the present one, "
-                "config='restore' with that of the checkpoint"
-            )
-        if found and config == "restore":
-            restore(self, state_dict["config"])
-            self._end = last_end(self.schedules)
-        # Inside torch's SequentialLR, a scheduler that has not begun is at -1.
-        if state_dict["last_epoch"] >= 0:
-            self._apply(state_dict["last_epoch"])
-        self.last_epoch = state_dict["last_epoch"]
-        self._step_count = state_dict.get("_step_count", self._step_count)
-        self._skips.forget()
-
-    def _follow_loading(self) -> None:
-        """Set the values again whenever the optimizer has loaded a checkpoint."""
-        scheduler = weakref.ref(self)
-
-        def after(optimizer: Optimizer) -> None:
-            alive = scheduler()
-            if alive is not None and alive.last_epoch >= 0:
-                alive._skips.forget()
-                alive._apply(alive.last_epoch)
-
-        self._hook = self.optimizer.register_load_state_dict_post_hook(after)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_hook"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._follow_loading()

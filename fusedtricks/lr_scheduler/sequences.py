@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from fusedtricks.lr_scheduler import composition
+from fusedtricks.lr_scheduler.decays import Constant
 from fusedtricks.lr_scheduler.group_schedules import SchedulerOptions, check_lengths
 from fusedtricks.lr_scheduler.per_group import one_or_list
 from fusedtricks.lr_scheduler.schedule import Schedule
@@ -22,11 +23,12 @@ class SequentialLR(ScheduledLR):
 
     Args:
         optimizer: The optimizer.
-        schedulers: fusedtricks schedulers or schedules; of schedulers only the learning-rate
-            schedule is taken. Each starts at its beginning.
+        schedulers: fusedtricks schedulers or schedules (of the learning rate). Each starts at its
+            beginning. Where some schedule another option as well, the others leave it as it was
+            before all schedulers.
         milestones: Updates, or times, at which the second and following begin.
         last_epoch: See `ScheduledLR`.
-        **options: See `SchedulerOptions`.
+        **options: See `SchedulerOptions`. Times of schedulers stay what they are.
 
     Raises:
         TypeError: For a scheduler of torch, whose value is no function of the time alone; use
@@ -42,20 +44,27 @@ class SequentialLR(ScheduledLR):
         last_epoch: int = -1,
         **options: Unpack[SchedulerOptions],
     ) -> None:
-        parts = _schedules_of_groups(type(self).__name__, optimizer, schedulers)
-        schedule = [composition.Sequence(of_group, milestones) for of_group in parts]
-        super().__init__(optimizer, one_or_list(schedule), last_epoch, **options)
+        owner = type(self).__name__
+        advice = f"torch.optim.lr_scheduler.{owner} takes both kinds"
+        parts = _parts(owner, optimizer, schedulers, advice)
+        joined = {
+            option: one_or_list(
+                [composition.Sequence(of_group, milestones) for of_group in of_groups]
+            )
+            for option, of_groups in parts.items()
+        }
+        super().__init__(optimizer, joined.pop("lr"), last_epoch, **joined | options)
 
 
 class ChainedScheduler(ScheduledLR):
     """The product of schedules: lr(t) = initial_lr * factor_1(t) * factor_2(t) * ...
 
     Args:
-        schedulers: fusedtricks schedulers or schedules; of schedulers only the learning-rate
-            schedule is taken. At most one may have learning rates of its own (be absolute).
+        schedulers: fusedtricks schedulers or schedules (of the learning rate). At most one may have
+            learning rates of its own (be absolute).
         optimizer: The optimizer. Default: that of the first scheduler.
         last_epoch: See `ScheduledLR`.
-        **options: See `SchedulerOptions`.
+        **options: See `SchedulerOptions`. Times of schedulers stay what they are.
 
     Raises:
         TypeError: For a scheduler of torch, or if there is no optimizer.
@@ -69,40 +78,55 @@ class ChainedScheduler(ScheduledLR):
         last_epoch: int = -1,
         **options: Unpack[SchedulerOptions],
     ) -> None:
+        owner = type(self).__name__
         if not schedulers:
-            raise ValueError(f"{type(self).__name__}: expected at least one scheduler, got none")
+            raise ValueError(f"{owner}: expected at least one scheduler, got none")
         optimizer = optimizer or getattr(schedulers[0], "optimizer", None)
-        parts = _schedules_of_groups(type(self).__name__, optimizer, schedulers)
-        schedule = [reduce(mul, of_group) for of_group in parts]
-        super().__init__(optimizer, one_or_list(schedule), last_epoch, **options)
+        parts = _parts(owner, optimizer, schedulers, "make all of them those of fusedtricks")
+        joined = {
+            option: one_or_list([reduce(mul, of_group) for of_group in of_groups])
+            for option, of_groups in parts.items()
+        }
+        super().__init__(optimizer, joined.pop("lr"), last_epoch, **joined | options)
 
 
-def _schedules_of_groups(
-    owner: str, optimizer: Optimizer | None, schedulers: Sequence[ScheduledLR | Schedule]
-) -> list[list[Schedule]]:
-    """Return for every group the schedules that it has in the schedulers."""
+def _parts(
+    owner: str,
+    optimizer: Optimizer | None,
+    schedulers: Sequence[ScheduledLR | Schedule],
+    advice: str,
+) -> dict[str, list[list[Schedule]]]:
+    """Return for every option and group the schedules that it has in the schedulers."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{owner}: expected an optimizer, got {optimizer!r}")
+    options = ["lr"]
     for scheduler in schedulers:
         if not isinstance(scheduler, (ScheduledLR, Schedule)):
             raise TypeError(
                 f"{owner}: expected schedules or schedulers of fusedtricks, got "
-                f"{type(scheduler).__name__}; torch.optim.lr_scheduler.{owner} takes both kinds"
+                f"{type(scheduler).__name__}; {advice}"
             )
         if getattr(scheduler, "optimizer", optimizer) is not optimizer:
             raise ValueError(f"{owner}: expected schedulers of the same optimizer")
+        options += getattr(scheduler, "schedules", {})
     n_groups = len(optimizer.param_groups)
-    of_schedulers = [_of_groups(owner, scheduler, n_groups) for scheduler in schedulers]
-    return [list(of_group) for of_group in zip(*of_schedulers, strict=True)]
+    found = {
+        option: [_of_groups(owner, scheduler, option, n_groups) for scheduler in schedulers]
+        for option in dict.fromkeys(options)
+    }
+    return {
+        option: [list(of_group) for of_group in zip(*of_schedulers, strict=True)]
+        for option, of_schedulers in found.items()
+    }
 
 
-def _of_groups(owner: str, scheduler: ScheduledLR | Schedule, n_groups: int) -> list[Schedule]:
+def _of_groups(
+    owner: str, scheduler: ScheduledLR | Schedule, option: str, n_groups: int
+) -> list[Schedule]:
     if isinstance(scheduler, Schedule):
-        return [scheduler] * n_groups
-    if "lr" not in scheduler.schedules:
-        raise ValueError(f"{owner}: expected schedulers of the learning rate, got one without")
-    found = scheduler.schedules["lr"]
+        return [scheduler if option == "lr" else Constant()] * n_groups
+    found = scheduler.schedules.get(option, Constant())
     if not isinstance(found, list):
         return [found] * n_groups
-    check_lengths(owner, "lr", found, n_groups)
+    check_lengths(owner, option, found, n_groups)
     return found[:n_groups]

@@ -1,55 +1,109 @@
-"""Whether an optimizer left its last update out because a gradient was not finite."""
+"""Whether an optimizer left its last updates out because a gradient was not finite."""
 
+import weakref
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["SkipCounter"]
+__all__ = ["SkipCounter", "make_skip_counter"]
 
 
 class SkipCounter:
-    """Notice skipped updates between two calls of `was_skipped`.
+    """Knows of no skipped updates: for optimizers of torch without a GradScaler."""
 
-    fusedtricks optimizers count them. This waits for the device, but only where updates can be
-    skipped: with a GradScaler, or skip_nonfinite. For other optimizers the scale of `scaler` tells:
-    it shrinks when an update was skipped.
+    def were_skipped(self) -> bool:
+        """Return whether all updates since the last call, at least one, were skipped."""
+        return False
 
-    Args:
-        scaler: The GradScaler that steps the optimizer, None without one.
+    def watch(self) -> None:
+        """Let the next call of `were_skipped` look at updates from now on."""
+
+
+class _OwnCounter(SkipCounter):
+    """Asks an optimizer of fusedtricks.
+
+    That waits for the device, but only where updates can be skipped: with a GradScaler, or
+    skip_nonfinite.
     """
 
-    def __init__(self, scaler: Any = None) -> None:
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._n_steps = 0
+        self._n_skipped = optimizer.skipped_steps
+        self.watch()
+
+    def were_skipped(self) -> bool:
+        steps_before, skipped_before = self._n_steps, self._n_skipped
+        self.watch()
+        # A replayed CUDA graph takes steps that Python does not count.
+        n_new = max(self._n_steps - steps_before, 1)
+        # Fewer than before: the count was set to 0.
+        n_skipped = self._n_skipped - min(skipped_before, self._n_skipped)
+        if self._n_skipped < skipped_before:
+            n_skipped = self._n_skipped
+        return n_skipped >= n_new
+
+    def watch(self) -> None:
+        record = self._optimizer._record
+        self._n_steps = record.n_steps
+        if record.can_skip:
+            self._n_skipped = self._optimizer.skipped_steps
+
+
+class _HookCounter(SkipCounter):
+    """Counts the updates of an optimizer of torch, which a GradScaler may leave out.
+
+    A hook sees every `step` that is taken. A fused step is also taken for non-finite gradients, and
+    leaves everything alone then; the scaler tells it by the attribute `found_inf`.
+    """
+
+    def __init__(self, optimizer: Optimizer, scaler: Any) -> None:
+        self._optimizer = optimizer
         self._scaler = scaler
-        self.forget()
+        self._listen()
+        self.watch()
 
-    def forget(self) -> None:
-        """Let the next call of `was_skipped` compare with what is then, as after a checkpoint."""
-        self._n_steps = self._n_skipped = self._scale = None
+    def were_skipped(self) -> bool:
+        has_stepped = self._has_stepped or (self._steps is not None and bool(self._steps.item()))
+        self.watch()
+        return self._scaler.is_enabled() and not has_stepped
 
-    def was_skipped(self, optimizer: Optimizer) -> bool:
-        """Return whether all updates since the last call were skipped, and there was one."""
-        record = getattr(optimizer, "_record", None)
-        if record is not None:
-            return self._read_record(optimizer, record)
-        return self._scaler is not None and self._read_scale()
+    def watch(self) -> None:
+        self._has_stepped = False
+        # On the device: whether one of the fused steps was real.
+        self._steps: Tensor | None = None
 
-    def watch(self, optimizer: Optimizer) -> None:
-        """Remember the present counts, to compare the next ones with."""
-        self.was_skipped(optimizer)
+    def _listen(self) -> None:
+        counter = weakref.ref(self)
 
-    def _read_record(self, optimizer: Any, record: Any) -> bool:
-        n_steps = record.n_steps
-        n_skipped = self._n_skipped
-        if n_skipped is None or record.can_skip:
-            n_skipped = optimizer.skipped_steps
-        steps_before, self._n_steps = self._n_steps, n_steps
-        skipped_before, self._n_skipped = self._n_skipped, n_skipped
-        if steps_before is None:
-            return False
-        # A replayed CUDA graph makes steps that Python does not count.
-        n_new = max(n_steps - steps_before, 1)
-        return n_skipped - skipped_before >= n_new
+        def after(optimizer: Any, args: Any, kwargs: Any) -> None:
+            alive = counter()
+            if alive is not None:
+                alive._count(getattr(optimizer, "found_inf", None))
 
-    def _read_scale(self) -> bool:
-        before, self._scale = self._scale, self._scaler.get_scale()
-        return before is not None and self._scale < before
+        weakref.finalize(self, self._optimizer.register_step_post_hook(after).remove)
+
+    def _count(self, found_inf: Any) -> None:
+        if not isinstance(found_inf, Tensor):
+            self._has_stepped = True
+            return
+        is_real = found_inf == 0
+        self._steps = is_real if self._steps is None else torch.logical_or(self._steps, is_real)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._listen()
+
+
+def make_skip_counter(optimizer: Optimizer, scaler: Any) -> SkipCounter:
+    """Return what notices the skipped updates of an optimizer.
+
+    Args:
+        optimizer: Of fusedtricks or torch.
+        scaler: The GradScaler that steps an optimizer of torch, None without one.
+    """
+    if hasattr(optimizer, "_record") and hasattr(optimizer, "skipped_steps"):
+        return _OwnCounter(optimizer)
+    return SkipCounter() if scaler is None else _HookCounter(optimizer, scaler)

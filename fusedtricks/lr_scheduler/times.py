@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
@@ -44,8 +44,15 @@ def as_number(owner: str, name: str, value: Any) -> float:
     """
     if isinstance(value, bool) or not (isinstance(value, Real) or hasattr(value, "item")):
         raise TypeError(f"{owner}: expected {name} to be a number, got {value!r}")
-    number = value if type(value) in (int, float) else value.item()  # of NumPy or torch
-    if not math.isfinite(number):
+    try:
+        number = value.item() if hasattr(value, "item") else value  # of NumPy or torch
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise TypeError(f"{owner}: expected {name} to be a number, got {value!r}")
+        number = int(number) if isinstance(number, Integral) else float(number)
+        is_finite = math.isfinite(number)
+    except (OverflowError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{owner}: expected {name} to be a number, got {value!r}") from error
+    if not is_finite:
         raise ValueError(f"{owner}: expected {name} to be finite, got {number}")
     return number
 
@@ -135,8 +142,10 @@ class Units:
     def __post_init__(self) -> None:
         for name in ("steps_per_epoch", "total_steps"):
             value = getattr(self, name)
-            if value is not None and not as_number("Units", name, value) > 0:
-                raise ValueError(f"expected {name} above 0, got {value}")
+            if value is not None:
+                object.__setattr__(self, name, as_number("Units", name, value))
+                if getattr(self, name) <= 0:
+                    raise ValueError(f"expected {name} above 0, got {value}")
         if self.unit not in ("update", "epoch"):
             raise ValueError(f"expected unit 'update' or 'epoch', got {self.unit!r}")
         if self.unit == "epoch" and self.steps_per_epoch is None:
@@ -144,6 +153,21 @@ class Units:
                 "unit='epoch' needs steps_per_epoch, the optimizer updates in an epoch; a "
                 "scheduler stepped once per epoch needs neither"
             )
+
+    def position(self, epoch: Any) -> float:
+        """Return the number of updates done after a number of updates, or epochs by `unit`.
+
+        Raises:
+            TypeError: If it is no number.
+            ValueError: If it is negative, inf or NaN.
+        """
+        number = as_number("step", "epoch", epoch)
+        if number < 0:
+            raise ValueError(f"step: expected epoch of at least 0, got {epoch}")
+        updates = Fraction(str(number))
+        if self.unit == "epoch":
+            updates *= Fraction(str(self.steps_per_epoch))
+        return int(updates) if updates.denominator == 1 else float(updates)
 
     def to_updates(self, owner: str, name: str, value: Time) -> float:
         """Return a time in updates: strings and epochs rounded half up to whole ones.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fusedtricks.lr_scheduler.decays import half_cosine
 from fusedtricks.lr_scheduler.schedule import Schedule
-from fusedtricks.lr_scheduler.times import Time, as_number
+from fusedtricks.lr_scheduler.times import Time, Units, as_number
 
 __all__ = ["ConstantWarmup", "GradualWarmup", "LinearWarmup", "WarmupStableDecay"]
 
@@ -133,6 +133,15 @@ class WarmupStableDecay(Schedule):
                 f"WarmupStableDecay: expected warmup + decay of at most total={self.total}, got "
                 f"warmup={self.warmup} and decay={self.decay}"
             )
+
+    def _resolve(self, units: Units) -> Schedule:
+        if "_is_resolved" in vars(self):
+            return self
+        times = {name: self._to_updates(name, getattr(self, name), units) for name in self.times}
+        # Both rounded up, shares that make up the whole can be one update more.
+        if times["warmup"] + times["decay"] == times["total"] + 1 and times["decay"] > 1:
+            times["decay"] -= 1
+        return self._resolved(times)
 
     def _decay_start(self) -> float:
         return self._time("total") - self._time("decay")

@@ -104,6 +104,9 @@ class NormalizedWarmRestarts(ScheduledLR):
         last_epoch: See `ScheduledLR`.
         **options: See `SchedulerOptions`.
 
+    A group added later needs `append_schedule(NormalizedDecay(...), "weight_decay")`, unless all
+    have decouple_lr=True.
+
     Raises:
         ValueError: If the decay of a group is not decoupled, or its lr is 0.
 
@@ -128,7 +131,8 @@ class NormalizedWarmRestarts(ScheduledLR):
             NormalizedDecay(T_0, T_mult, _factor_of_decay(optimizer, index))
             for index in range(len(getattr(optimizer, "param_groups", ())))
         ]
-        options["weight_decay"] = one_or_list(decays)
+        # One for all groups, later ones too, if it does not depend on the group.
+        options["weight_decay"] = one_or_list(decays) if decays[0].lr == 1 else decays
         super().__init__(optimizer, WarmRestarts(T_0, T_mult), last_epoch, **options)
 
 
