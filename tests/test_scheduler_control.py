@@ -103,6 +103,45 @@ def test_beside_other_schedulers(make: Callable[..., Any], order: tuple[str, ...
         assert found == pytest.approx(expected[start:], rel=1e-12), start
 
 
+def test_who_has_handed_over_does_not_come_back() -> None:
+    optimizer = sgd()
+    schedulers = one_after_the_other(optimizer)
+    for t in range(6):
+        update(optimizer)
+        advance(schedulers, t)
+    lr = optimizer.param_groups[0]["lr"]
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["lr"] == lr == 0.4 * 0.3
+
+
+def test_a_loaded_value_that_looks_like_a_beginning() -> None:
+    """The plateau has brought the rate down to where the warm-up once began."""
+    optimizer = sgd()
+    warmup = lr_scheduler.WarmupLR(optimizer, 4, 0.25)
+    plateau = theirs.ReduceLROnPlateau(optimizer, factor=0.25, patience=0)
+    for _ in range(4):
+        warmup.step()
+    for _ in range(2):
+        plateau.step(1.0)
+    states = optimizer.state_dict(), warmup.state_dict()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    fresh = sgd()
+    again = lr_scheduler.WarmupLR(fresh, 4, 0.25)
+    assert fresh.param_groups[0]["lr"] == 0.1
+    fresh.load_state_dict(states[0])
+    again.load_state_dict(states[1])
+    assert fresh.param_groups[0]["lr"] == 0.1
+
+
+def test_a_float32_lr_is_under_control_although_it_is_rounded() -> None:
+    scheduler = ScheduledLR(sgd(torch.tensor(0.4)), Cosine(9))
+    for _ in range(3):
+        scheduler.step()
+    fresh = ScheduledLR(sgd(torch.tensor(0.4)), Cosine(9))
+    fresh.load_state_dict(scheduler.state_dict())
+    assert fresh.get_last_lr() == scheduler.get_last_lr()
+
+
 # A learning rate that changed. --------------------------------------------------------------------
 
 

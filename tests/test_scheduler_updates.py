@@ -321,3 +321,15 @@ def test_copies_notice_skips_themselves() -> None:
         scheduler.step()
         assert scheduler.last_epoch == position
     assert originals[2].last_epoch == 0
+
+
+def test_what_was_before_a_checkpoint_does_not_count() -> None:
+    optimizer = torch.optim.SGD([make_param()], lr=0.4, momentum=0.7)
+    scaler = torch.amp.GradScaler(NATIVE, init_scale=8.0)
+    scheduler = ScheduledLR(optimizer, Cosine(9), scaler=scaler)
+    state = scheduler.state_dict()
+    overflowing(scaler, optimizer, False)
+    scheduler.load_state_dict(state)
+    overflowing(scaler, optimizer, True)
+    scheduler.step()
+    assert scheduler.last_epoch == 0

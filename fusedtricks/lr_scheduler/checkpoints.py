@@ -177,7 +177,6 @@ class CheckpointMixin:
             alive = scheduler()
             if alive is None:
                 return
-            alive._skips.watch()
             alive._overwritten = {}
             if alive._was_in_control:
                 if alive._keeps_bases:
