@@ -5,6 +5,7 @@ import gc
 import io
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,37 @@ def test_a_float32_lr_is_under_control_although_it_is_rounded() -> None:
     fresh = ScheduledLR(sgd(torch.tensor(0.4)), Cosine(9))
     fresh.load_state_dict(scheduler.state_dict())
     assert fresh.get_last_lr() == scheduler.get_last_lr()
+
+
+def test_what_a_moved_scheduler_found_is_forgotten() -> None:
+    optimizer = sgd()
+    scheduler = lr_scheduler.WarmupLR(optimizer, 4, 0.25)
+    scheduler.step()
+    scheduler.load_state_dict(scheduler.state_dict() | {"in_control": False})
+    assert optimizer.param_groups[0]["lr"] == LinearWarmup(4, 0.25)(1, 0.4)
+
+
+def test_a_group_that_was_added_before_loading() -> None:
+    def make() -> ScheduledLR:
+        scheduler = ScheduledLR(sgd(), Cosine(9))
+        scheduler.optimizer.add_param_group({"params": [make_param()], "lr": 0.03})
+        return scheduler
+
+    first, second = make(), make()
+    for _ in range(3):
+        first.step()
+    second.load_state_dict(first.state_dict())
+    assert [g["lr"] for g in second.optimizer.param_groups] == first.get_last_lr()
+
+
+def test_the_end_is_that_of_the_restored_schedule() -> None:
+    _, _, state = trained(0.1, Cosine(30))
+    scheduler = ScheduledLR(sgd(0.1), Cosine(10))
+    scheduler.load_state_dict(state, config="restore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):
+            scheduler.step()
 
 
 # A learning rate that changed. --------------------------------------------------------------------
