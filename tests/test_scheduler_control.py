@@ -214,6 +214,17 @@ def test_the_same_in_other_words_is_no_change(now: Any, before: Any) -> None:
     ScheduledLR(sgd(torch.tensor(0.1)), now, steps_per_epoch=5).load_state_dict(state)
 
 
+def test_a_list_of_equal_schedules_is_one_for_all() -> None:
+    def make(schedule: Any) -> ScheduledLR:
+        groups = [{"params": [make_param()]}, {"params": [make_param()]}]
+        return ScheduledLR(fusedtricks.optim.SGD(groups, lr=0.4), schedule)
+
+    state = make(Cosine(9)).state_dict()
+    make([Cosine(9), Cosine(9)]).load_state_dict(state)
+    with pytest.raises(ValueError, match="another configuration"):
+        make([Cosine(9), Cosine(8)]).load_state_dict(state)
+
+
 # Damaged states. ----------------------------------------------------------------------------------
 
 
