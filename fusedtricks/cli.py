@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _make_parser()
     arguments = parser.parse_args(argv)
-    if arguments.command == "info":
-        return _info(arguments)
-    if arguments.command == "schedule":
-        return run_schedule(arguments)
+    if arguments.command != "demo":
+        return _print_to_the_end(_info if arguments.command == "info" else run_schedule, arguments)
     try:
         return _demo(arguments)
     except KeyboardInterrupt:
         command = _resume_command(arguments)
         print(f"interrupted; continue from the last checkpoint with: {command}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _print_to_the_end(
+    command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace
+) -> int:
+    try:
+        code = command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What reads the output, such as `head`, has enough; Python is not to complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
 
 
 def _make_parser() -> argparse.ArgumentParser:

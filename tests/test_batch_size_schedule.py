@@ -32,9 +32,18 @@ def test_accumulation():
     assert [ramp.accumulation(update, 128) for update in updates] == [1, 1, 5, 1, 125]
 
 
-@pytest.mark.parametrize("micro_batch", [48, 0, -4])
-def test_micro_batches_that_do_not_fit(micro_batch):
-    message = f"micro_batch to divide the batch size 128 of update 7, got {micro_batch}; make mult"
+@pytest.mark.parametrize(
+    ("micro_batch", "message"),
+    [
+        (
+            48,
+            "to divide the batch size 128 of update 7, got 48; make the schedule with multiple=48",
+        ),
+        (0, "expected micro_batch of at least 1, got 0"),
+        (-4, "expected micro_batch of at least 1, got -4"),
+    ],
+)
+def test_micro_batches_that_do_not_fit(micro_batch, message):
     with pytest.raises(ValueError, match=message):
         ramp_of_steps().accumulation(7, micro_batch)
 

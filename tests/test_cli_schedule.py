@@ -272,3 +272,15 @@ def test_a_picture_that_cannot_be_written(tmp_path, capsys):
     path = tmp_path / "missing" / "a.png"
     assert cli.main(["schedule", "Cosine(9)", "--plot", str(path)]) == 1
     assert str(path) in capsys.readouterr().err
+
+
+def test_what_reads_the_output_may_stop():
+    command = f"{sys.executable} -m fusedtricks schedule --list | head -1"
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("BatchSizeBeta(")

@@ -73,7 +73,7 @@ def test_the_first_tenth_and_what_follows_the_minimum_have_no_steepest_point():
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        ([], "the curve has 0 points, at least 5 are needed; lower start_lr, or raise n_updates"),
+        ([], "the first loss was not finite, in half of the repetitions or more; check model and"),
         ([4.0, 3.0, 2.0, 1.0], "the curve has 4 points"),
         ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "the loss never fell below its first value; lower start"),
         ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], "the loss never fell"),
@@ -308,3 +308,9 @@ def test_bad_batches_and_losses(loader, batch_loss, message):
         lr_range_test(model, optimizer, loss_fn, loader, batch_loss=batch_loss, progress=False)
     assert all(p.equal(b) for p, b in zip(model.parameters(), before, strict=True))
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_suggestion_that_is_not_there_has_no_groups():
+    result = RangeTest.from_curves([Curve([], [], [], "not finite", 1e-7, [])], [1.0])
+    with pytest.raises(ValueError, match="got None: no suggestion: the first loss was not finite"):
+        result.suggestion_for_groups(result.suggestions.steepest)

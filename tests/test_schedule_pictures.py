@@ -178,6 +178,7 @@ def test_the_python_in_the_manual_runs(tmp_path, monkeypatch):
         names = {
             "model": torch.nn.Linear(3, 2),
             "loader": [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(3)],
+            "data": [(torch.randn(3), torch.randn(2)) for _ in range(1000)],
             "loss_fn": torch.nn.functional.mse_loss,
         }
         for block in blocks:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import fusedtricks
 from fusedtricks import lr_scheduler
 from fusedtricks.lr_scheduler import (
     Cosine,

@@ -244,10 +244,12 @@ class BatchSizeSchedule(Schedule):
             ValueError: If micro-batches do not make up B.
         """
         run, sample = self._plan.find(update)
-        if micro_batch < 1 or run.size % micro_batch:
+        if micro_batch < 1:
+            raise ValueError(f"accumulation: expected micro_batch of at least 1, got {micro_batch}")
+        if run.size % micro_batch:
             raise ValueError(
                 f"accumulation: expected micro_batch to divide the batch size {run.size} of update "
-                f"{update}, got {micro_batch}; make multiple={self.multiple} a multiple of it"
+                f"{update}, got {micro_batch}; make the schedule with multiple={micro_batch}"
             )
         return -(-self._samples(run, sample) // micro_batch)
 

@@ -76,6 +76,11 @@ def suggest(lrs: Sequence[float], smoothed: Sequence[float]) -> Suggestions:
         10 points); Smith 2017, section 3.3 (the loss over the learning rate tells the bounds).
     """
     n = len(smoothed)
+    if n == 0:
+        return Suggestions(
+            message="no suggestion: the first loss was not finite, in half of the repetitions or "
+            "more; check model and data, or lower start_lr"
+        )
     if n < _FEWEST_POINTS:
         return Suggestions(
             message=f"no suggestion: the curve has {n} points, at least {_FEWEST_POINTS} are "
@@ -162,14 +167,22 @@ class RangeTest:
             suggestions=suggest(last.lrs, smoothed),
         )
 
-    def suggestion_for_groups(self, lr: float) -> list[float]:
+    def suggestion_for_groups(self, lr: float | None) -> list[float]:
         """Return the learning rate of every parameter group when the largest one is `lr`.
+
+        Raises:
+            ValueError: For None, a suggestion that could not be made.
 
         Example:
             >>> lrs = result.suggestion_for_groups(result.suggestions.steepest)
             >>> for group, lr in zip(optimizer.param_groups, lrs):
             ...     group["lr"] = lr
         """
+        if lr is None:
+            raise ValueError(
+                "suggestion_for_groups: expected a learning rate, got None: "
+                f"{self.suggestions.message}"
+            )
         return [lr * ratio for ratio in self.ratios]
 
     def to_dict(self) -> dict[str, Any]:
