@@ -9,6 +9,7 @@ import torch
 from bench import (
     bench_busy,
     bench_host,
+    bench_schedulers,
     bench_step,
     contenders,
     progress,
@@ -271,3 +272,11 @@ def test_the_readmes_table_is_that_of_the_committed_results():
     results = json.loads((root / "bench/results/epyc-zen4-4-cores/step.json").read_text())
     table = summary.make_table(results["results"], n_threads=4)
     assert table in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_schedulers_are_timed_in_turns(capsys):
+    assert bench_schedulers.main(["--groups", "1", "3", "--rounds", "2", "--steps", "4"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["groups", "scheduler", "fusedtricks", "torch", "(us)"]
+    assert len(rows) == 2 * len(bench_schedulers.CASES)
+    assert all(float(value) > 0 for row in rows for value in row.split()[2:])
