@@ -2,6 +2,7 @@
 
 import gc
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -153,3 +154,26 @@ def test_warmups_in_front_of_absolute_schedules() -> None:
     assert schedule.preview(4, 5.0)[:3] == pytest.approx([0.1, 0.15, 0.2], rel=1e-14)
     product = LinearWarmup(2) * Cosine(10).between(0.1, 0.2) * ConstantWarmup(1, 0.5)
     assert product(1, 5.0) == pytest.approx(Cosine(10).between(0.1, 0.2)(1) / 2, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda o: lr_scheduler.CosineAnnealingLR(o, 9, "x"),
+            "CosineAnnealingLR: .* eta_min .* 'x'",
+        ),
+        (lambda o: lr_scheduler.CyclicLR(o, 0.1, [None]), "CyclicLR: .* max_lr .* None"),
+        (lambda o: lr_scheduler.OneCycleLR(o, "x", 9), "OneCycleLR: .* max_lr .* 'x'"),
+        (
+            lambda o: lr_scheduler.OneCycleLR(o, 0.4, 9, max_momentum="x"),
+            "OneCycleLR: .* max_momentum .* 'x'",
+        ),
+        (lambda o: lr_scheduler.LambdaLR(o, 0.5), "Function: .* callable, got 0.5"),
+    ],
+)
+def test_errors_name_the_argument_of_the_caller(make: Callable[..., Any], message: str) -> None:
+    optimizer = sgd()
+    with pytest.raises(TypeError, match=message):
+        make(optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.4

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 from typing_extensions import Unpack
@@ -165,11 +166,15 @@ class CyclicLR(ScheduledLR):
             shape = Cyclic(step_size_up, step_size_down) * _scale(
                 scale_fn, scale_mode, step_size_up, step_size_down
             )
-        schedule = per_group(owner, optimizer, shape.between, low=base_lr, high=max_lr)
+        schedule = per_group(
+            owner,
+            optimizer,
+            lambda base_lr, max_lr: shape.between(base_lr, max_lr),
+            base_lr=base_lr,
+            max_lr=max_lr,
+        )
         if _cycles_momentum(owner, optimizer, cycle_momentum, options):
-            options["momentum"] = per_group(
-                owner, optimizer, shape.between, low=max_momentum, high=base_momentum
-            )
+            options["momentum"] = _momentum(owner, optimizer, shape, base_momentum, max_momentum)
         super().__init__(optimizer, schedule, last_epoch, **options)
 
 
@@ -239,11 +244,22 @@ class OneCycleLR(ScheduledLR):
         if _cycles_momentum(owner, optimizer, cycle_momentum, options):
             # The share is 1 at the first phase's end and 0 at both other ends.
             shape = OneCycle(total_steps, pct_start, start=0.0, end=0.0, **shared)
-            options["momentum"] = per_group(
-                owner, optimizer, shape.between, low=max_momentum, high=base_momentum
-            )
+            options["momentum"] = _momentum(owner, optimizer, shape, base_momentum, max_momentum)
         options["steps_per_epoch"] = steps_per_epoch
         super().__init__(optimizer, schedule, last_epoch, **options)
+
+
+def _momentum(
+    owner: str, optimizer: Optimizer, shape: Schedule, base_momentum: Any, max_momentum: Any
+) -> Schedule | list[Schedule]:
+    """Return the momentum that is high where the shape is low."""
+    return per_group(
+        owner,
+        optimizer,
+        lambda base_momentum, max_momentum: shape.between(max_momentum, base_momentum),
+        base_momentum=base_momentum,
+        max_momentum=max_momentum,
+    )
 
 
 def _cycles_momentum(

@@ -6,6 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fusedtricks.lr_scheduler.schedule import Schedule
+from fusedtricks.lr_scheduler.times import as_number
 
 __all__ = ["one_or_list", "per_group"]
 
@@ -22,6 +23,7 @@ def per_group(
         **values: A value for all groups, or a list with one for each.
 
     Raises:
+        TypeError: If a value is neither a number nor a function.
         ValueError: If a list has another length than the groups.
     """
     n_groups = len(getattr(optimizer, "param_groups", ()))
@@ -32,6 +34,10 @@ def per_group(
                 f"{owner}: expected {name} to be one value or {n_groups}, one per param group, got "
                 f"{len(value)}"
             )
+    for name, value in values.items():
+        for each in lists.get(name, [value]):
+            if not callable(each):
+                as_number(owner, name, each)  # Named as the caller knows it.
     if not lists:
         return make(**values)
     return [

@@ -39,9 +39,8 @@ class _OwnCounter(SkipCounter):
         self.watch()
         # A replayed CUDA graph takes steps that Python does not count.
         n_new = max(self._n_steps - steps_before, 1)
-        # Fewer than before: the count was set to 0.
-        n_skipped = self._n_skipped - min(skipped_before, self._n_skipped)
-        if self._n_skipped < skipped_before:
+        n_skipped = self._n_skipped - skipped_before
+        if n_skipped < 0:  # The count was set to 0 in between.
             n_skipped = self._n_skipped
         return n_skipped >= n_new
 
