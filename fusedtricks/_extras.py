@@ -8,8 +8,12 @@ __all__ = ["MissingExtraError", "require"]
 # Import name -> (name on PyPI, extra of fusedtricks that installs it).
 _PACKAGES = {
     "sklearn": ("scikit-learn", "demo"),
+    "scipy": ("scipy", "demo"),  # comes with scikit-learn
     "matplotlib": ("matplotlib", "demo"),
     "rich": ("rich", "demo"),
+    "torchvision": ("torchvision", "vision"),
+    "timm": ("timm", "vision"),
+    "optuna": ("optuna", "search"),
 }
 
 

@@ -136,7 +136,7 @@ def test_the_gradient_is_softmax_minus_target():
     assert_same(logits.grad, p / p.sum() - torch.tensor(q, dtype=torch.float64))
 
 
-def test_the_optimum_of_the_seeds_toy_model():
+def test_the_optimum_of_the_lectures_toy_model():
     # Three classes, logits 2 a for the true one and 0 for the others. The lecture's printed loss,
     # (1 - eps) log(1 + 2 exp(-2 a)) + (2 eps / 3) log(2 + exp(2 a)), lacks the part of the true
     # class, eps / 3 log(1 + 2 exp(-2 a)); with it, softmax = q' at a = 1/2 ln((3 - 2 eps) / eps).

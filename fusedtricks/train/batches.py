@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from fusedtricks.data import random_shift
+
 __all__ = ["Batches"]
 
 
@@ -54,7 +56,12 @@ class Batches:
         start = self.position * self.batch_size
         chosen = self._order[start : start + self.batch_size]
         self.position += 1
-        return self._shift(self.images[chosen]), self.labels[chosen]
+        images = self.images[chosen]
+        background = images[:, :, :1, :1]
+        images = random_shift(
+            images, max_shift=self.max_shift, fill=background, generator=self._generator
+        )
+        return images, self.labels[chosen]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the coming batches depend on, besides the constructor's arguments."""
@@ -69,18 +76,3 @@ class Batches:
         self.position = state["position"]
         self._order = state["order"].clone()
         self._generator.set_state(state["generator"])
-
-    def _shift(self, images: Tensor) -> Tensor:
-        if self.max_shift == 0:
-            return images
-        n_images, _, height, width = images.shape
-        span = 2 * self.max_shift + 1
-        offsets = torch.randint(0, span, (2, n_images, 1, 1), generator=self._generator)
-        background = images[:, :, :1, :1]
-        margin = (self.max_shift,) * 4
-        padded = torch.nn.functional.pad(images - background, margin) + background
-        rows = offsets[0] + torch.arange(height).view(1, -1, 1)  # (B, H, 1)
-        columns = offsets[1] + torch.arange(width).view(1, 1, -1)  # (B, 1, W)
-        which = torch.arange(n_images).view(-1, 1, 1)
-        # Indexing around the channel slice puts the channels last.
-        return padded[which, :, rows, columns].permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,34 @@
+"""Random numbers from a generator, on the generator's device."""
+
+import torch
+from torch import Generator, Tensor
+
+__all__ = ["device_of", "moved", "uniform"]
+
+
+def device_of(generator: Generator | None) -> torch.device:
+    """Return where numbers are drawn: the generator's device, or the CPU without one.
+
+    A few numbers per image are drawn on the CPU for images on any device, so that a seed means
+    the same everywhere.
+    """
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def moved(drawn: Tensor, device: torch.device) -> Tensor:
+    """Return drawn numbers on a device; nothing waits on the way from the CPU to a GPU."""
+    # On the way back, the CPU would read what has not arrived yet.
+    return drawn.to(device, non_blocking=device.type != "cpu")
+
+
+def uniform(
+    shape: tuple[int, ...],
+    low: float,
+    high: float,
+    *,
+    generator: Generator | None,
+    device: torch.device,
+) -> Tensor:
+    """Return float32 numbers from [low, high) on a device."""
+    drawn = torch.rand(shape, generator=generator, device=device_of(generator), dtype=torch.float32)
+    return moved(low + (high - low) * drawn, device)

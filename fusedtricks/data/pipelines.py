@@ -1,0 +1,124 @@
+"""How the images of ImageNet are prepared, out of torchvision's parts and ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedtricks import _extras
+from fusedtricks.data.colour import HSVJitter, PCANoise
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "imagenet_eval_transform", "imagenet_train_transform"]
+
+# Red, green and blue in [0, 1]; what torchvision's and timm's weights were trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def imagenet_train_transform(
+    size: int = 224,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    jitter: tuple[float, float] = (0.6, 1.4),
+    noise_std: float = 0.1,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Callable[[Any], Tensor]:
+    """Return the transform of training images that "Bag of Tricks" starts from.
+
+    A random box of a random area and of proportions from 3:4 to 4:3, resized to a square; mirrored
+    half of the time; hue, saturation and value scaled; noise along ImageNet's colours; normalised.
+    Everything is drawn from torch's default generator, which `DataLoader` seeds for each worker.
+
+    The transform is a torchvision.transforms.v2.Compose; more of torchvision's goes around it:
+    TrivialAugmentWide or RandAugment before, RandomErasing after.
+
+    Args:
+        size: Height and width of the result in pixels. Default 224.
+        area: Smallest and largest part of the image that is taken. Default (0.08, 1).
+        jitter: Smallest and largest factor of `HSVJitter`. Default (0.6, 1.4).
+        noise_std: Standard deviation of `PCANoise`. Default 0.1.
+        mean: Subtracted from red, green and blue in [0, 1]. Default ImageNet's.
+        std: What they are then divided by. Default ImageNet's.
+
+    Returns:
+        A picklable transform from a PIL image, or a uint8 tensor of shape (3, H, W), to a float32
+        tensor of shape (3, size, size).
+
+    Raises:
+        MissingExtraError: If torchvision cannot be imported.
+        ValueError: If a factor or noise_std is out of range.
+
+    Example:
+        >>> from torchvision.transforms import v2
+        >>> transform = v2.Compose([imagenet_train_transform(160), v2.RandomErasing(0.25)])
+        >>> transform(torch.randint(256, (3, 200, 300), dtype=torch.uint8)).shape
+        torch.Size([3, 160, 160])
+
+    Source: He et al. 2019, "Bag of Tricks for Image Classification", section 2.1. Mean and std are
+        torchvision's, which differ from the paper's in the third digit.
+    """
+    v2 = _extras.require("torchvision.transforms.v2")
+    return v2.Compose(
+        [
+            v2.RGB(),
+            v2.ToImage(),
+            v2.RandomResizedCrop(size, scale=area, ratio=(3 / 4, 4 / 3), antialias=True),
+            v2.RandomHorizontalFlip(0.5),
+            v2.ToDtype(torch.float32, scale=True),
+            HSVJitter(*jitter),
+            PCANoise(noise_std),
+            v2.Normalize(mean, std),
+        ]
+    )
+
+
+def imagenet_eval_transform(
+    size: int = 224,
+    *,
+    resize: int = 256,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Callable[[Any], Tensor]:
+    """Return the transform of images that a network is tested with: nothing in it is random.
+
+    The shorter side is resized, the centre is cut out and normalised.
+
+    Args:
+        size: Height and width of the result in pixels. Default 224.
+        resize: Length of the shorter side before, in pixels. Default 256.
+        mean: Subtracted from red, green and blue in [0, 1]. Default ImageNet's.
+        std: What they are then divided by. Default ImageNet's.
+
+    Returns:
+        A picklable transform from a PIL image, or a uint8 tensor of shape (3, H, W), to a float32
+        tensor of shape (3, size, size).
+
+    Raises:
+        MissingExtraError: If torchvision cannot be imported.
+        ValueError: If size is larger than resize.
+
+    Example:
+        >>> transform = imagenet_eval_transform(160, resize=182)
+        >>> transform(torch.randint(256, (3, 200, 300), dtype=torch.uint8)).shape
+        torch.Size([3, 160, 160])
+
+    Source: He et al. 2019, "Bag of Tricks for Image Classification", section 2.1.
+    """
+    if size > resize:
+        raise ValueError(
+            f"imagenet_eval_transform: expected size of at most resize={resize}, got {size}; the "
+            "crop would stick out of the image"
+        )
+    v2 = _extras.require("torchvision.transforms.v2")
+    return v2.Compose(
+        [
+            v2.RGB(),
+            v2.ToImage(),
+            v2.Resize(resize, antialias=True),
+            v2.CenterCrop(size),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )

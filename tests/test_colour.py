@@ -1,0 +1,238 @@
+"""Colours: conversion as in the standard library, jitter and noise as in the papers."""
+
+import colorsys
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from fusedtricks.data.colour import (
+    HSVJitter,
+    PCANoise,
+    hsv_jitter,
+    hsv_to_rgb,
+    pca_noise,
+    rgb_to_hsv,
+)
+from tests.batches_of_images import seeded
+from tests.devices import DEVICE
+
+# As published with fb.resnet.torch; eigenvectors are columns.
+EIGENVALUES = torch.tensor([0.2175, 0.0188, 0.0045], dtype=torch.float64, device="cpu")
+EIGENVECTORS = torch.tensor(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
+    dtype=torch.float64,
+    device="cpu",
+)
+
+
+def _all_colours():
+    """Every colour with six levels of each channel, primaries and greys among them."""
+    levels = torch.arange(6, dtype=torch.float64) / 5
+    return torch.cartesian_prod(levels, levels, levels).T.reshape(3, 12, 18)
+
+
+def _by_colorsys(function, image):
+    pixels = [function(*pixel) for pixel in image.flatten(1).T.tolist()]
+    return torch.tensor(pixels, dtype=torch.float64).T.reshape(image.shape)
+
+
+def test_conversions_are_those_of_the_standard_library():
+    colours = _all_colours()
+    torch.testing.assert_close(
+        rgb_to_hsv(colours), _by_colorsys(colorsys.rgb_to_hsv, colours), rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        hsv_to_rgb(colours), _by_colorsys(colorsys.hsv_to_rgb, colours), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_there_and_back(dtype):
+    images = torch.rand(2, 5, 3, 7, 9, dtype=dtype)
+    back = hsv_to_rgb(rgb_to_hsv(images))
+    torch.testing.assert_close(back, images, rtol=0, atol=1e-6)
+    assert rgb_to_hsv(images).shape == images.shape
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.7, 1.0, 1.3])
+def test_jitter_by_a_known_factor(factor):
+    image = _all_colours()
+
+    def scaled(red, green, blue):
+        hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+        return colorsys.hsv_to_rgb(
+            hue * factor % 1, min(saturation * factor, 1), min(value * factor, 1)
+        )
+
+    expected = _by_colorsys(scaled, image)
+    for batch in (image[None], image.expand(4, -1, -1, -1)):
+        result = hsv_jitter(batch, low=factor, high=factor)
+        # The factor is a float32 number.
+        torch.testing.assert_close(result, expected.expand_as(batch), rtol=0, atol=1e-6)
+
+
+def test_every_image_draws_three_factors_of_its_own():
+    n, low, high = 4000, 0.7, 1.2
+    hsv = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
+    images = hsv_to_rgb(hsv[:, None, None]).expand(n, -1, 2, 3)
+    result = rgb_to_hsv(hsv_jitter(images, low=low, high=high, generator=seeded()))
+    assert (result.amax(dim=(2, 3)) - result.amin(dim=(2, 3))).abs().max() < 1e-9
+    factors = (result[:, :, 0, 0] / hsv).T
+    units = (factors - low) / (high - low)
+    assert units.min() > -1e-6
+    assert units.max() < 1 + 1e-6
+    steps = torch.arange(1, n + 1) / n
+    for unit in units:
+        # Kolmogorov-Smirnov: exceeded once in a thousand.
+        assert (unit.sort().values - steps).abs().max() < 1.95 / math.sqrt(n)
+    correlations = torch.corrcoef(units) - torch.eye(3, dtype=torch.float64)
+    assert correlations.abs().max() < 4 / math.sqrt(n)
+
+
+def test_noise_lies_along_the_published_components():
+    n, std = 4000, 0.3
+    images = torch.rand(n, 3, 2, 3, dtype=torch.float64)
+    offsets = pca_noise(images, std=std, generator=seeded()) - images
+    assert (offsets - offsets[:, :, :1, :1]).abs().max() < 1e-12
+    # The vectors are orthonormal to four digits.
+    unit = EIGENVECTORS.mT.to(DEVICE) @ offsets[:, :, 0, 0].mT
+    drawn = unit / EIGENVALUES[:, None].to(DEVICE) / std
+    assert drawn.mean(dim=1).abs().max() < 4 / math.sqrt(n)
+    assert (drawn.std(dim=1) - 1).abs().max() < 4 / math.sqrt(2 * n)
+    assert ((drawn**4).mean(dim=1) - 3).abs().max() < 4 * math.sqrt(96 / n)
+    correlations = torch.corrcoef(drawn) - torch.eye(3, dtype=torch.float64)
+    # The second direction is so much longer than the third that its last digit shows there.
+    assert correlations.abs().max() < 4 / math.sqrt(n) + 0.01
+
+
+def test_noise_of_no_size_changes_nothing():
+    images = torch.rand(3, 3, 5, 7)
+    assert pca_noise(images, std=0).equal(images)
+
+
+OPS = {
+    "hsv": lambda x, g: hsv_jitter(x, low=0.7, high=1.2, generator=g),
+    "pca": lambda x, g: pca_noise(x, std=0.3, generator=g),
+}
+MODULES = {"hsv": HSVJitter(0.7, 1.2), "pca": PCANoise(0.3)}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_randomness_comes_from_the_generator_alone(name):
+    images = torch.rand(7, 3, 5, 7)
+    before = images.clone()
+    state = torch.get_rng_state()
+    first, again, other = (OPS[name](images, seeded(seed)) for seed in (3, 3, 4))
+    assert first.equal(again)
+    assert not first.equal(other)
+    assert torch.get_rng_state().equal(state)
+    assert images.equal(before)
+    torch.manual_seed(3)
+    assert OPS[name](images, None).equal(first)
+    torch.manual_seed(3)
+    assert MODULES[name](images).equal(first)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("n_images", [0, 1, 5])
+def test_shape_and_layout_stay(name, n_images):
+    images = torch.rand(n_images, 3, 7, 5)
+    expected = OPS[name](images, seeded())
+    assert expected.shape == images.shape
+    assert expected.is_contiguous()
+    last = OPS[name](images.to(memory_format=torch.channels_last), seeded())
+    # Torch keeps no order of nothing.
+    assert n_images == 0 or last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, expected)
+    strided = torch.stack([images, images], dim=-1)[..., 0]
+    torch.testing.assert_close(OPS[name](strided, seeded()), expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_precision_draws_the_same_and_rounds_once(name, dtype):
+    images = torch.rand(5, 3, 7, 9).to(dtype)
+    precise = torch.promote_types(dtype, torch.float32)
+    result = OPS[name](images, seeded())
+    assert result.dtype == dtype
+    assert result.equal(OPS[name](images.to(precise), seeded()).to(dtype))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_autocast_changes_nothing(name):
+    images = torch.rand(5, 3, 7, 9)
+    expected = OPS[name](images, seeded())
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        assert OPS[name](images, seeded()).equal(expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_it_compiles_without_a_break(name):
+    images = torch.rand(5, 3, 7, 9)
+    compiled = torch.compile(lambda x: OPS[name](x, None), fullgraph=True, backend="aot_eager")
+    torch.manual_seed(5)
+    expected = OPS[name](images, None)
+    torch.manual_seed(5)
+    torch.testing.assert_close(compiled(images), expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_modules_take_single_images_and_can_be_copied(name):
+    module = MODULES[name]
+    image = torch.rand(3, 7, 5)
+    torch.manual_seed(5)
+    expected = OPS[name](image[None], None)[0]
+    for twin in (module, pickle.loads(pickle.dumps(module)), copy.deepcopy(module).eval()):
+        torch.manual_seed(5)
+        assert twin(image).equal(expected)
+        assert repr(twin) == repr(module)
+    assert repr(MODULES["hsv"]) == "HSVJitter(low=0.7, high=1.2)"
+    assert repr(MODULES["pca"]) == "PCANoise(std=0.3)"
+
+
+IMAGES = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: hsv_jitter(IMAGES[:, :1]),
+            ValueError,
+            r"hsv_jitter: expected images of 3 channels, got \[2, 1, 8, 8\]",
+        ),
+        (
+            lambda: hsv_jitter(IMAGES.to(torch.uint8)),
+            TypeError,
+            "hsv_jitter: expected images of a floating point dtype, got torch.uint8",
+        ),
+        (
+            lambda: hsv_jitter(IMAGES, low=-0.5),
+            ValueError,
+            r"hsv_jitter: expected low in \[0, inf\), got -0.5",
+        ),
+        (
+            lambda: hsv_jitter(IMAGES, low=0.75, high=0.5),
+            ValueError,
+            r"hsv_jitter: expected high in \[0.75, inf\), got 0.5",
+        ),
+        (lambda: HSVJitter(2, 1), ValueError, r"HSVJitter: expected high in \[2, inf\), got 1"),
+        (
+            lambda: pca_noise(IMAGES[0]),
+            ValueError,
+            r"pca_noise: expected images of shape \(N, C, H, W\), got \[3, 8, 8\]",
+        ),
+        (
+            lambda: pca_noise(IMAGES, std=-1),
+            ValueError,
+            r"pca_noise: expected std in \[0, inf\), got -1",
+        ),
+        (lambda: PCANoise("0.1"), TypeError, "PCANoise: expected std to be a number, got '0.1'"),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,242 @@
+"""Flips, shifts and noise, each image for itself, and what they share with affine maps."""
+
+import math
+
+import pytest
+import torch
+
+from fusedtricks.data.image_ops import add_noise, random_affine, random_flip, random_shift
+from fusedtricks.train.batches import Batches
+from tests.batches_of_images import make_batch, seeded
+from tests.devices import DEVICE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("vertical", [False, True])
+def test_flips_mirror_whole_images_as_often_as_wanted(vertical, dtype):
+    n, probability = 2000, 0.3
+    images = torch.arange(n * 2 * 3 * 4).reshape(n, 2, 3, 4).remainder(251).to(dtype)
+    result = random_flip(images, probability=probability, vertical=vertical, generator=seeded())
+    mirrored = torch.stack([image.flip(1 if vertical else 2) for image in images])
+    is_flipped = (result != images).flatten(1).any(dim=1)
+    assert result.dtype == dtype
+    assert result.equal(torch.where(is_flipped[:, None, None, None], mirrored, images))
+    share = is_flipped.double().mean()
+    assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / n)
+
+
+def test_certain_flips():
+    images, _ = make_batch()
+    assert random_flip(images, probability=1).equal(images.flip(3))
+    assert random_flip(images, probability=0).equal(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_shifts_go_to_every_place_equally_often(dtype):
+    n, max_shift, height, width = 2500, 2, 5, 7
+    image = torch.arange(1, 71).reshape(2, height, width).to(dtype)
+    result = random_shift(
+        image.expand(n, -1, -1, -1), max_shift=max_shift, fill=99, generator=seeded()
+    )
+    assert result.dtype == dtype
+    counts = torch.zeros(5, 5)
+    for down in range(-max_shift, max_shift + 1):
+        for right in range(-max_shift, max_shift + 1):
+            expected = torch.full_like(image, 99)
+            for y in range(height):
+                for x in range(width):
+                    if 0 <= y - down < height and 0 <= x - right < width:
+                        expected[:, y, x] = image[:, y - down, x - right]
+            is_this = (result == expected).flatten(1).all(dim=1)
+            counts[down + max_shift, right + max_shift] = is_this.sum()
+    assert counts.sum() == n
+    # Chi-squared with 24 degrees of freedom exceeds 51.2 once in a thousand.
+    assert ((counts - n / 25) ** 2 / (n / 25)).sum() < 51.2
+
+
+def test_what_moves_in_may_differ_between_images():
+    images, _ = make_batch()
+    background = images[:, :, :1, :1]
+    result = random_shift(images, max_shift=30, fill=background, generator=seeded())
+    is_background = result == background
+    for image, original, is_filled in zip(result, images, is_background, strict=True):
+        pixels = image[~is_filled]
+        assert torch.isin(pixels, original).all()
+    assert is_background.any()
+
+
+def test_shifts_farther_than_the_image():
+    result = random_shift(torch.ones(50, 1, 2, 3), max_shift=40, fill=4.0, generator=seeded())
+    assert (result == 4.0).flatten(1).all(dim=1).sum() > 30
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the trainer's batches are on the CPU")
+def test_the_trainers_batches_are_shifted_by_it():
+    images = torch.randint(0, 16, (13, 1, 8, 8)).float()
+    labels = torch.arange(13)
+    batches = Batches(images, labels, batch_size=5, seed=11, max_shift=2)
+    generator = seeded(11)
+    chosen = torch.randperm(13, generator=generator)[:5]
+    expected = random_shift(
+        images[chosen], max_shift=2, fill=images[chosen, :, :1, :1], generator=generator
+    )
+    result, _ = batches.next()
+    assert result.equal(expected)
+    assert not result.equal(images[chosen])
+    assert generator.get_state().equal(batches.state_dict()["generator"])
+
+
+def test_noise_is_normal_and_independent():
+    images = torch.full((20, 3, 32, 32), 5.0, dtype=torch.float64)
+    noise = add_noise(images, std=0.3, generator=seeded()) - images
+    n = noise.numel()
+    assert abs(noise.mean()) < 4 * 0.3 / math.sqrt(n)
+    assert abs(noise.std() / 0.3 - 1) < 4 / math.sqrt(2 * n)
+    assert abs((noise**4).mean() / 0.3**4 - 3) < 4 * math.sqrt(96 / n)
+    for shifted in (noise.roll(1, 0), noise.roll(1, 1), noise.roll(1, 2), noise.roll(1, 3)):
+        correlation = torch.corrcoef(torch.stack([noise.flatten(), shifted.flatten()]))[0, 1]
+        assert abs(correlation) < 4 / math.sqrt(n)
+
+
+OPS = {
+    "flip": lambda x, g: random_flip(x, probability=0.4, vertical=True, generator=g),
+    "shift": lambda x, g: random_shift(x, max_shift=3, fill=0.75, generator=g),
+    "affine": lambda x, g: random_affine(x, degrees=20, scale=(0.7, 1.2), shift=2.5, generator=g),
+    "noise": lambda x, g: add_noise(x, std=0.3, generator=g),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_randomness_comes_from_the_generator_alone(name):
+    images, _ = make_batch()
+    before = images.clone()
+    state = torch.get_rng_state()
+    first, again, other = (OPS[name](images, seeded(seed)) for seed in (3, 3, 4))
+    assert first.equal(again)
+    assert not first.equal(other)
+    assert torch.get_rng_state().equal(state)
+    assert images.equal(before)
+    torch.manual_seed(3)
+    if name != "noise" or DEVICE.type == "cpu":
+        assert OPS[name](images, None).equal(first)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("n_images", [0, 1, 5])
+def test_shape_and_layout_stay(name, n_images):
+    images = torch.randn(n_images, 3, 7, 5)
+    expected = OPS[name](images, seeded())
+    assert expected.shape == images.shape
+    assert expected.is_contiguous()
+    last = OPS[name](images.to(memory_format=torch.channels_last), seeded())
+    # Torch keeps no order of nothing.
+    assert n_images == 0 or last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, expected)
+    strided = torch.stack([images, images], dim=-1)[..., 0]
+    torch.testing.assert_close(OPS[name](strided, seeded()), expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_precision_draws_the_same_and_rounds_once(name, dtype):
+    images = torch.randn(5, 3, 7, 9).to(dtype)
+    precise = torch.promote_types(dtype, torch.float32)
+    result = OPS[name](images, seeded())
+    assert result.dtype == dtype
+    assert result.equal(OPS[name](images.to(precise), seeded()).to(dtype))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_autocast_changes_nothing(name):
+    images, _ = make_batch()
+    expected = OPS[name](images, seeded())
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        assert OPS[name](images, seeded()).equal(expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_it_compiles_without_a_break(name):
+    images, _ = make_batch()
+    compiled = torch.compile(lambda x: OPS[name](x, None), fullgraph=True, backend="aot_eager")
+    torch.manual_seed(5)
+    expected = OPS[name](images, None)
+    torch.manual_seed(5)
+    torch.testing.assert_close(compiled(images), expected)
+
+
+IMAGES = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: random_flip(IMAGES[0]),
+            ValueError,
+            r"random_flip: expected images of shape \(N, C, H, W\), got \[3, 8, 8\]",
+        ),
+        (
+            lambda: random_flip(IMAGES, probability=-0.5),
+            ValueError,
+            r"random_flip: expected probability in \[0, 1\], got -0.5",
+        ),
+        (
+            lambda: random_shift(IMAGES, max_shift=1.5),
+            TypeError,
+            "random_shift: expected max_shift to be a whole number of pixels, got 1.5",
+        ),
+        (
+            lambda: random_shift(IMAGES, max_shift=-1),
+            ValueError,
+            "random_shift: expected max_shift of at least 0, got -1",
+        ),
+        (
+            lambda: random_shift(IMAGES, max_shift=2, fill=torch.zeros(3)),
+            ValueError,
+            r"random_shift: expected .* fill of shape \[2, 3, 1, 1\], got one of shape \[3\]",
+        ),
+        (
+            lambda: random_affine(IMAGES, scale=1.5),
+            TypeError,
+            "random_affine: expected scale to be two factors, got 1.5",
+        ),
+        (
+            lambda: random_affine(IMAGES, degrees=-5),
+            ValueError,
+            r"random_affine: expected degrees in \[0, inf\), got -5",
+        ),
+        (
+            lambda: random_affine(IMAGES, scale=(0, 1)),
+            ValueError,
+            r"random_affine: expected a scale above 0, got \(0, 1\)",
+        ),
+        (
+            lambda: random_affine(IMAGES, scale=(1.5, 1.25)),
+            ValueError,
+            r"random_affine: expected scale in \[1.5, inf\), got 1.25",
+        ),
+        (
+            lambda: random_affine(IMAGES, shift=math.inf),
+            ValueError,
+            r"random_affine: expected shift in \[0, inf\), got inf",
+        ),
+        (
+            lambda: random_affine(IMAGES.to(torch.uint8)),
+            TypeError,
+            "random_affine: expected images of a floating point dtype, got torch.uint8",
+        ),
+        (
+            lambda: add_noise(IMAGES, std=-0.1),
+            ValueError,
+            r"add_noise: expected std in \[0, inf\), got -0.1",
+        ),
+        (
+            lambda: add_noise(IMAGES.to(torch.uint8), std=0.1),
+            TypeError,
+            "add_noise: expected images of a floating point dtype, got torch.uint8",
+        ),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
