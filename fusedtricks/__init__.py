@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from fusedtricks import amp, backends, data, losses, lr_scheduler, optim
+from fusedtricks import amp, backends, data, losses, lr_scheduler, nn, optim
 
-__all__ = ["__version__", "amp", "backends", "data", "losses", "lr_scheduler", "optim"]
+__all__ = ["__version__", "amp", "backends", "data", "losses", "lr_scheduler", "nn", "optim"]

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fusedtricks.losses._arguments import check_number, check_reduction, checked_logits
-from fusedtricks.losses.cross_entropy import cross_entropy
 from fusedtricks.losses.penalties import check_softmax_loss
+from fusedtricks.losses.softmax_loss import cross_entropy
 from fusedtricks.targets import Targets
 
 __all__ = ["DistillationLoss", "distillation_loss"]

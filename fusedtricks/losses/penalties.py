@@ -11,7 +11,7 @@ from fusedtricks.losses._arguments import (
     checked_logits,
     reduced,
 )
-from fusedtricks.losses.binary_cross_entropy import BinaryCrossEntropyLoss
+from fusedtricks.losses.sigmoid_loss import BinaryCrossEntropyLoss
 from fusedtricks.targets import Targets
 
 __all__ = ["ConfidencePenalty", "check_softmax_loss", "confidence_penalty", "darc1_penalty"]

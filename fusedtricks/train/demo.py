@@ -18,7 +18,7 @@ from fusedtricks.train.trainer import DivergedError, Trainer
 
 __all__ = ["Demo", "DemoError"]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class DemoError(RuntimeError):

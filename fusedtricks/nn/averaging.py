@@ -1,0 +1,302 @@
+"""The exponential moving average of a model's weights."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.utils.hooks import RemovableHandle
+
+from fusedtricks.lr_scheduler.scaling import beta_from_half_life
+from fusedtricks.lr_scheduler.times import as_number
+from fusedtricks.nn.model_tensors import (
+    check_same_tensors,
+    copy_tensors,
+    model_tensors,
+    unwrap_model,
+)
+
+__all__ = ["ModelEMA"]
+
+_BUFFERS = ("average", "copy", "recompute")
+_SHORT = (torch.float16, torch.bfloat16)
+
+
+class ModelEMA(AveragedModel):
+    """Average a model's weights over its updates, exponentially, for evaluation.
+
+    With n updates averaged so far, `n_averaged`, and the model's present weights w::
+
+        average = w                                 for n = 0
+        average = d * average + (1 - d) * w         for n > 0
+        d = decay, with warmup min(decay, (1 + n) / (10 + n))
+
+    So after `half_life` further updates the first weights count 1/2. `module` holds the averages: a
+    copy of the model, in evaluation mode, without gradients. Averages of 16-bit parameters are
+    float32, because steps of (1 - decay) are less than the spacing of such numbers: call the
+    average under autocast, or put it into the 16-bit model with `applied_to`.
+
+    It is torch's `AveragedModel`, with its state_dict and, for decay alone, the same numbers as
+    with `get_ema_multi_avg_fn`. But it can be pickled, tensors are matched by name, integer buffers
+    are copied (a truncated average of `num_batches_tracked` stays at its first value), so are
+    buffers that hold inf or NaN at the beginning (masks), and an update waits for no device, unless
+    the averages are on the CPU and the model is not.
+
+    A step that a GradScaler leaves out changes no weight; averaging the same ones again does no
+    harm. Under DistributedDataParallel all ranks average the same parameters. Statistics of batch
+    normalisation are those of the rank's own batches, in the model as in the average: save those of
+    one rank, or broadcast `ema.module.buffers()` before all ranks evaluate.
+
+    Args:
+        model: What to average; wrappers of torch.compile and for several devices are left out.
+        decay: Share of the old average in the new one, in [0, 1).
+        half_life: Instead of decay: updates, above 0; decay = 0.5^(1 / half_life). See
+            `beta_from_half_life` for epochs.
+        warmup: Whether the early averages are shorter, so that the first weights, often random, are
+            forgotten soon. Default False.
+        buffers: "average": floating-point buffers are averaged as weights are. "copy": all are the
+            model's. "recompute": as "copy", but evaluation needs `recompute_buffers` first, because
+            statistics of batch normalisation belong to the weights. Default "average".
+        device: Where the averages are. Default: where the model is.
+
+    Raises:
+        TypeError: If the model is no module, or a number is none.
+        ValueError: If not one of decay and half_life is given, or an argument is out of range.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> ema = ModelEMA(model, decay=0.75)
+        >>> for weight in (8.0, 4.0, 0.0, 16.0):
+        ...     _ = nn.init.constant_(model.weight, weight)
+        ...     ema.update_parameters(model)
+        >>> with ema.applied_to(model):
+        ...     model.weight.item()
+        7.9375
+
+    Source: Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging", for
+        averaging; Szegedy et al. 2016, "Rethinking the Inception Architecture", section 8, for the
+        exponential one; TensorFlow's `ExponentialMovingAverage`, `num_updates`, for the warm-up.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        decay: float | None = None,
+        half_life: float | None = None,
+        warmup: bool = False,
+        buffers: str = "average",
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"ModelEMA: expected model to be a Module, got {type(model).__name__}")
+        if buffers not in _BUFFERS:
+            raise ValueError(f"ModelEMA: expected buffers to be one of {_BUFFERS}, got {buffers!r}")
+        decay = _checked_decay(decay, half_life)
+        super().__init__(unwrap_model(model), device, use_buffers=buffers == "average")
+        self.decay = decay
+        self.warmup = warmup
+        self.buffer_mode = buffers
+        # On the CPU, see _apply: no step waits for a device to read it.
+        self.n_averaged = torch.zeros((), dtype=torch.long, device="cpu")
+        self.module._apply(lambda tensor: tensor.float() if tensor.dtype in _SHORT else tensor)
+        self.requires_grad_(False)
+        self.eval()
+        self._moving = frozenset(
+            name for name, tensor in model_tensors(self.module).items() if self._can_move(tensor)
+        )
+        self._recomputes = buffers == "recompute" and any(
+            isinstance(each, _BatchNorm) and each.track_running_stats
+            for each in self.module.modules()
+        )
+        self._is_stale = False
+        self.register_load_state_dict_post_hook(_expect_stale_buffers)
+
+    def _can_move(self, tensor: Tensor) -> bool:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return False
+        if isinstance(tensor, nn.Parameter):
+            return True
+        return self.use_buffers and bool(tensor.isfinite().all())
+
+    def extra_repr(self) -> str:
+        """Return the options, for `repr`."""
+        return f"decay={self.decay}, warmup={self.warmup}, buffers={self.buffer_mode!r}"
+
+    # Averaging. ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the present weights of the model into the averages.
+
+        Args:
+            model: The one that this was made from, or one with the same names and shapes, on any
+                device, of any dtype, wrapped or not.
+
+        Raises:
+            ValueError: If a name or a shape differs. Nothing has changed then.
+        """
+        averages, currents = self._matched(model)
+        n = int(self.n_averaged)
+        moving = [name for name in averages if n > 0 and name in self._moving]
+        if moving:
+            targets = [averages.pop(name) for name in moving]
+            values = _like(targets, [currents[name] for name in moving])
+            torch._foreach_lerp_(targets, values, 1 - self._decay_after(n))
+        copy_tensors(averages, currents)
+        self.n_averaged += 1
+        self._is_stale = self._recomputes
+
+    def _decay_after(self, n: int) -> float:
+        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+
+    def follow(self, optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
+        """Call `update_parameters(model)` after every step of an optimizer.
+
+        Checkpoints and copies of the optimizer do not contain this; call it again after loading.
+
+        Args:
+            optimizer: One of torch or fusedtricks that updates the model.
+            model: The model.
+
+        Returns:
+            A handle, whose `remove()` ends it.
+
+        Raises:
+            TypeError: If it is no optimizer.
+            ValueError: If it has none of the model's parameters, or the model does not fit.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"follow: expected optimizer to be an Optimizer, got {type(optimizer).__name__}"
+            )
+        self._matched(model)
+        known = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        if known.isdisjoint(id(param) for param in model.parameters()):
+            raise ValueError(
+                f"follow: expected an optimizer of the model's parameters, but "
+                f"{type(optimizer).__name__} has none of them"
+            )
+        return optimizer.register_step_post_hook(lambda *_: self.update_parameters(model))
+
+    # Using the averages. -------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the averaged model.
+
+        Raises:
+            RuntimeError: In evaluation mode, if buffers="recompute" and they were not computed
+                since the last update or load_state_dict.
+        """
+        if not self.training:
+            self._check_buffers("forward")
+        return self.module(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Put the averages into the model for a `with` block; afterwards it is as it was.
+
+        Values are copied into the model's tensors, in their dtype and on their device, so that
+        compiled graphs, wrappers and optimizers keep working. What the block changes in parameters
+        and buffers, by training for example, is lost at its end.
+
+        Args:
+            model: As for `update_parameters`.
+
+        Raises:
+            ValueError: If a name or a shape differs.
+            RuntimeError: As for `forward`.
+        """
+        self._check_buffers("applied_to")
+        averages, currents = self._matched(model)
+        kept = {name: current.detach().clone() for name, current in currents.items()}
+        copy_tensors(currents, averages)
+        try:
+            yield model
+        finally:
+            # Found again, because moving a model to another device replaces its buffers.
+            copy_tensors(model_tensors(unwrap_model(model)), kept)
+
+    def recompute_buffers(
+        self, loader: Iterable[Any], device: torch.device | str | None = None
+    ) -> None:
+        """Compute the statistics of batch normalisation with the averaged weights.
+
+        Args:
+            loader: Batches: tensors, or tuples that begin with the input. One pass.
+            device: Where inputs go. Default: where the averages are.
+
+        Raises:
+            ValueError: If there is no batch. Nothing has changed then.
+
+        Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
+            Generalization", section 3.2; done by `torch.optim.swa_utils.update_bn`.
+        """
+        batches = iter(loader)
+        first = next(batches, None)
+        if first is None:
+            raise ValueError("recompute_buffers: expected a loader of at least one batch, got none")
+        if device is None:
+            device = next(iter(model_tensors(self.module).values())).device
+        was_training = self.module.training
+        try:
+            update_bn(itertools.chain([first], batches), self.module, device)
+        finally:
+            self.module.train(was_training)
+        self._is_stale = False
+
+    def _check_buffers(self, what: str) -> None:
+        if self._is_stale:
+            raise RuntimeError(
+                f"{what}: the statistics of batch normalisation do not belong to the averaged "
+                "weights, because ModelEMA was made with buffers='recompute'; call "
+                "recompute_buffers(loader) first"
+            )
+
+    def _matched(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        averages, currents = model_tensors(self.module), model_tensors(unwrap_model(model))
+        check_same_tensors("ModelEMA", averages, currents)
+        return averages, currents
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ModelEMA":
+        n_averaged = self.n_averaged
+        super()._apply(fn, recurse)
+        self.n_averaged = n_averaged
+        return self
+
+
+def _checked_decay(decay: float | None, half_life: float | None) -> float:
+    if (decay is None) == (half_life is None):
+        raise ValueError(
+            f"ModelEMA: expected either decay or half_life, got decay={decay} and "
+            f"half_life={half_life}"
+        )
+    if decay is None:
+        half_life = as_number("ModelEMA", "half_life", half_life)
+        if half_life <= 0:
+            raise ValueError(f"ModelEMA: expected half_life above 0, got {half_life}")
+        return beta_from_half_life(half_life)
+    decay = as_number("ModelEMA", "decay", decay)
+    if not 0 <= decay < 1:
+        raise ValueError(f"ModelEMA: expected decay in [0, 1), got {decay}")
+    return decay
+
+
+def _like(targets: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
+    """Return the sources in the dtypes and on the devices of the targets."""
+    pairs = zip(targets, sources, strict=True)
+    if all(t.dtype == s.dtype and t.device == s.device for t, s in pairs):
+        return sources
+    converted = [torch.empty_like(target) for target in targets]
+    torch._foreach_copy_(converted, sources)
+    return converted
+
+
+def _expect_stale_buffers(ema: ModelEMA, _: Any) -> None:
+    # A checkpoint does not tell whether its statistics were computed after its last update.
+    ema._is_stale = ema._recomputes

@@ -1,0 +1,261 @@
+"""Ensembles of predictions, and averages of weights."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fusedtricks.nn.ensemble import Ensemble, average_weights
+from tests.devices import DEVICE
+from tests.small_models import TinyTransformer
+
+
+class Constant(nn.Module):
+    """Returns the same logits for every sample."""
+
+    def __init__(self, odds):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(odds).log())
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x):
+        return self.scale * x
+
+
+def small_model(width=5):
+    model = nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.LazyLinear(7)
+    )
+    model(torch.randn(11, 3, 7, 5))
+    return model
+
+
+# Predictions. -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    # Odds 1:1 and 9:1. Mean of 0.5 and 0.9; geometric mean of the odds 1 and 9.
+    [("probabilities", [0.7, 0.3]), ("logits", [0.75, 0.25])],
+)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_averages_computed_by_hand(average, expected, stacked):
+    models = [Constant([1.0, 1.0]), Constant([9.0, 1.0])]
+    found = Ensemble(models, average=average, stacked=stacked)(torch.zeros(3, 1))
+    torch.testing.assert_close(found.exp(), torch.tensor(3 * [expected]))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("shape", [(5, 3), (0, 3), (1, 3), (5, 3, 7, 2)], ids=str)
+def test_equals_the_formulas_in_float64(shape, stacked):
+    models = [nn.Identity(), nn.Tanh(), nn.Softplus(beta=3)]
+    if stacked:
+        models = [Scaled(scale) for scale in (0.3, 0.6, -1.7)]
+    x = 4 * torch.randn(shape)
+    logits = [model(x).detach().double() for model in models]
+    mean = sum(z.exp() / z.exp().sum(1, keepdim=True) for z in logits) / 3
+    found = Ensemble(models, average="probabilities", stacked=stacked)(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), mean.log(), rtol=1e-5, atol=1e-5)
+    geometric = (sum(logits) / 3).exp()
+    expected = (geometric / geometric.sum(1, keepdim=True)).log()
+    found = Ensemble(models, average="logits", stacked=stacked)(x)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cross_entropy_takes_the_result_as_logits():
+    models = [small_model() for _ in range(3)]
+    x, labels = torch.randn(11, 3, 7, 5), torch.randint(7, (11,))
+    found = Ensemble(models)(x)
+    mean = torch.stack([model(x).double().softmax(1) for model in models]).mean(0)
+    expected = -mean[torch.arange(11), labels].log().mean()
+    torch.testing.assert_close(functional.cross_entropy(found, labels).double(), expected)
+    assert torch.equal(found.argmax(1), mean.argmax(1))
+
+
+def test_large_logits_do_not_overflow():
+    models = [Constant([1.0, 1.0, 1.0]), Constant([1.0, 1.0, 1.0])]
+    with torch.no_grad():
+        models[0].logits.copy_(torch.tensor([3000.0, 0.0, -3000.0]))
+        models[1].logits.copy_(torch.tensor([3000.0, 3000.0, -3000.0]))
+    found = Ensemble(models)(torch.zeros(1, 1))[0]
+    torch.testing.assert_close(
+        found, torch.tensor([math.log(0.75), math.log(0.25), -6000 + math.log(0.75)])
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_logits_of_all_dtypes(dtype, stacked):
+    models = [small_model().to(dtype).eval() for _ in range(2)]
+    x = torch.randn(2, 3, 7, 5, dtype=dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = Ensemble(models, stacked=stacked).eval()(x)
+    assert found.dtype == wide
+    expected = torch.stack([model(x).to(wide).softmax(1) for model in models]).mean(0).log()
+    tolerance = 1e-12 if dtype == torch.float64 else 0.02
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+# Stacked. -----------------------------------------------------------------------------------------
+
+
+def test_stacked_models_equal_the_loop():
+    models = [small_model() for _ in range(3)]
+    x = torch.randn(5, 3, 7, 5)
+    loop, stacked = Ensemble(models).eval(), Ensemble(models, stacked=True).eval()
+    torch.testing.assert_close(stacked(x), loop(x))
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        torch.testing.assert_close(stacked(x), loop(x), rtol=0.02, atol=0.02)
+    compiled = torch.compile(stacked, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), loop(x))
+    restored = copy.deepcopy(pickle.loads(pickle.dumps(stacked)))
+    torch.testing.assert_close(restored(x), loop(x))
+
+
+def test_stacked_models_have_the_gradients_and_statistics_of_the_loop():
+    models = [small_model() for _ in range(2)]
+    models[0][0].bias.requires_grad_(False)
+    stacked = Ensemble(models, stacked=True)
+    loop, x = Ensemble(models), torch.randn(5, 3, 7, 5)
+    for each in (stacked, loop):
+        each(x).square().sum().backward()
+    for index, model in enumerate(models):
+        torch.testing.assert_close(stacked.models[4].weight.grad[index], model[4].weight.grad)
+        torch.testing.assert_close(stacked.models[1].running_var[index], model[1].running_var)
+        assert stacked.models[1].num_batches_tracked[index] == 2
+    assert not stacked.models[0].bias.requires_grad
+
+
+def test_stacking_copies_and_leaves_the_models_alone():
+    models = [small_model(), torch.compile(small_model())]
+    shapes = [tuple(parameter.shape) for parameter in models[0].parameters()]
+    stacked = Ensemble(models, stacked=True)
+    assert [tuple(parameter.shape) for parameter in models[0].parameters()] == shapes
+    assert [tuple(p.shape) for p in stacked.parameters()] == [(2, *shape) for shape in shapes]
+    assert stacked.models[0].weight.data_ptr() != models[0][0].weight.data_ptr()
+
+
+def test_stacks_shared_parameters():
+    class Tied(TinyTransformer):
+        def forward(self, tokens):
+            return self.head(self.tokens(tokens)).flatten(1, -1)
+
+    models = [Tied(tied=True), Tied(tied=False), Tied(tied=True)]
+    tokens = torch.randint(11, (5, 2))
+    for some in (models, models[::2]):
+        expected = Ensemble(some)(tokens)
+        torch.testing.assert_close(Ensemble(some, stacked=True)(tokens), expected)
+
+
+def test_dropout_of_stacked_models_is_drawn_for_each():
+    models = [nn.Sequential(Scaled(1.0), nn.Dropout(0.4)) for _ in range(2)]
+    stacked = Ensemble(models, average="logits", stacked=True)
+    found = stacked(torch.ones(1, 101)).exp()
+    # Both kept, one of the two, none.
+    assert len(found.unique()) == 3
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (nn.Conv2d(3, 5, 3, stride=2), "print shows another for model 1 than for the first"),
+        (nn.Conv2d(3, 5, 3, bias=False), "'bias' is in the first one and not in the other"),
+        (nn.Conv2d(3, 4, 3), r"'weight' has shape \[5, 3, 3, 3\] in the first one and \[4, 3, 3"),
+    ],
+)
+def test_other_architectures_are_not_stacked(other, text):
+    with pytest.raises(ValueError, match=text):
+        Ensemble([nn.Conv2d(3, 5, 3), other], stacked=True)
+
+
+def test_bad_ensembles_are_refused():
+    with pytest.raises(ValueError, match="expected at least one model, got none"):
+        Ensemble([])
+    with pytest.raises(TypeError, match="expected models, got function"):
+        Ensemble([nn.Identity(), functional.relu])
+    with pytest.raises(ValueError, match=r"average to be one of \('prob.*, got 'votes'"):
+        Ensemble([nn.Identity()], average="votes")
+
+
+# Weights. -----------------------------------------------------------------------------------------
+
+
+def test_mean_of_weights_computed_by_hand():
+    states = [
+        {"w": torch.tensor([1.0, 2.0]), "count": torch.tensor(7), "note": "first"},
+        {"w": torch.tensor([3.0, 8.0]), "count": torch.tensor(9), "note": "second"},
+        {"w": torch.tensor([8.0, -4.0]), "count": torch.tensor(2), "note": "third"},
+    ]
+    found = average_weights(states)
+    assert found["w"].tolist() == [4.0, 2.0]
+    assert found["count"].item() == 7
+    assert found["note"] == "first"
+    assert states[0]["w"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (torch.float32, [1e8, 1.0, -1e8], 1 / 3),
+        (torch.bfloat16, [256.0, 1.0, 1.0, 1.0, 1.0], 52.0),
+        (torch.complex64, [1e8, 1.5j, -1e8], 0.5j),
+    ],
+    ids=str,
+)
+def test_the_mean_is_computed_in_float64(dtype, values, expected):
+    found = average_weights({"w": torch.tensor([value], dtype=dtype)} for value in values)["w"]
+    assert torch.equal(found, torch.tensor([expected], dtype=dtype))
+
+
+def test_the_mean_of_models_can_be_loaded():
+    models = [small_model() for _ in range(3)]
+    models[1] = nn.DataParallel(torch.compile(models[1]))
+    states = [
+        models[0].state_dict(),
+        models[1].module._orig_mod.state_dict(),
+        models[2].state_dict(),
+    ]
+    found = average_weights([models[0], models[1], states[2]])
+    assert found._metadata == states[0]._metadata
+    small_model().load_state_dict(found, strict=True)
+    for name, tensor in found.items():
+        assert not tensor.requires_grad
+        assert all(tensor.data_ptr() != state[name].data_ptr() for state in states)
+        values = torch.stack([state[name] for state in states]).double()
+        torch.testing.assert_close(tensor.double(), values.mean(0), rtol=1e-6, atol=1e-7)
+
+
+def test_the_mean_has_no_gradient():
+    layers = [nn.Linear(3, 1), nn.Linear(3, 1)]
+    found = average_weights(dict(layer.named_parameters()) for layer in layers)
+    assert not found["weight"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("states", "text"),
+    [
+        ([], "expected at least one model, got none"),
+        ([{"a": 1}, {"a": 1}, {}], "'a' is in the first one and not in the other"),
+        ([{"a": 1}, {"a": 1, "b": 2}], "'b' is in the other one and not in the first"),
+        (
+            [{"w": torch.ones(3)}, {"w": torch.ones(1)}],
+            r"'w' has shape \[3\] in the first one and \[1\] in the other",
+        ),
+    ],
+)
+def test_other_weights_are_refused(states, text):
+    with pytest.raises(ValueError, match=text):
+        average_weights(states)
