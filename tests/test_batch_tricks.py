@@ -181,6 +181,16 @@ def test_half_precision_draws_the_same(dtype):
             ValueError,
             r"OneOf: expected weights in \[0, inf\), got -1",
         ),
+        (
+            lambda: OneOf(MixUp(0.25)),
+            TypeError,
+            r"OneOf: expected tricks to be a sequence, .* got MixUp\(.*; such as OneOf\(\[MixUp",
+        ),
+        (
+            lambda: OneOf([MixUp(), CutMix()], 0.75),
+            TypeError,
+            "OneOf: expected weights to be a sequence, one for each trick, got 0.75",
+        ),
         (lambda: OneOf([mixup]), TypeError, "OneOf: expected a trick such as MixUp"),
         (
             lambda: OneOf([Cutout(2, fill=0.5), Cutout(3, fill=0.25)]),

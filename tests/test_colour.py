@@ -193,6 +193,60 @@ def test_modules_take_single_images_and_can_be_copied(name):
     assert repr(MODULES["pca"]) == "PCANoise(std=0.3)"
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU a look would wait")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_images_outside_of_their_range_are_refused(dtype):
+    images = torch.full((2, 3, 4, 5), 0.5)
+    images[1, 2, 3, 4] = 1.0005
+    images[1, 2, 3, 3] = -0.0005
+    assert hsv_jitter(images.to(dtype)).isfinite().all()
+    for value in (255.0, -0.25, math.nan):
+        images[1, 2, 3, 4] = value
+        with pytest.raises(ValueError, match=r"hsv_jitter: expected images in \[0, 1\], got"):
+            hsv_jitter(images.to(dtype))
+        assert pca_noise(images.to(dtype)).shape == images.shape
+
+
+@pytest.mark.parametrize("module", [HSVJitter(), PCANoise()])
+def test_modules_say_how_to_prepare_other_images(module):
+    image_class = pytest.importorskip("PIL.Image")
+    name = type(module).__name__
+    message = f"{name}: expected images to be a tensor, got Image; for PIL images, .*ToImage"
+    with pytest.raises(TypeError, match=message):
+        module(image_class.new("RGB", (5, 4)))
+    with pytest.raises(TypeError, match=f"{name}: expected images to be a tensor, got NoneType"):
+        module(None)
+    pytest.importorskip("torchvision")
+    with pytest.raises(TypeError, match=message):
+        module(image_class.new("RGB", (5, 4)), 3)
+
+
+@pytest.mark.parametrize("module", [HSVJitter(0.25, 0.5), PCANoise(0.75)])
+def test_modules_change_nothing_but_the_images_of_a_sample(module):
+    tv_tensors = pytest.importorskip("torchvision.tv_tensors")
+    image = torch.rand(3, 4, 5)
+    torch.manual_seed(3)
+    expected = module(image)
+    explicit, mask = tv_tensors.Image(image), tv_tensors.Mask(torch.ones(4, 5))
+    label = torch.rand(3, 4, 5)
+    torch.manual_seed(3)
+    result, other_label, other_mask = module(explicit, label, mask)
+    assert result.equal(expected)
+    assert other_label is label
+    assert other_mask is module(mask) is mask
+    torch.manual_seed(3)
+    sample = module({"label": label, "nested": [explicit, "name"]})
+    assert sample["label"] is label
+    assert sample["nested"][0].equal(expected)
+    torch.manual_seed(3)
+    # Without an explicit image, the first tensor is one.
+    result, other_label = module((image, label))
+    assert result.equal(expected)
+    assert other_label is label
+    assert type(module(explicit)) is tv_tensors.Image
+    assert type(module(image)) is torch.Tensor
+
+
 IMAGES = torch.zeros(2, 3, 8, 8)
 
 
@@ -218,6 +272,11 @@ IMAGES = torch.zeros(2, 3, 8, 8)
             lambda: hsv_jitter(IMAGES, low=0.75, high=0.5),
             ValueError,
             r"hsv_jitter: expected high in \[0.75, inf\), got 0.5",
+        ),
+        (
+            lambda: pca_noise(IMAGES, generator=42),
+            TypeError,
+            r"got 42; from a seed, torch.Generator\(\).manual_seed\(42\)",
         ),
         (lambda: HSVJitter(2, 1), ValueError, r"HSVJitter: expected high in \[2, inf\), got 1"),
         (

@@ -118,8 +118,8 @@ def test_it_composes_with_random_erasing_of_torchvision():
     ("call", "error", "message"),
     [
         (lambda: Cutout(-1), ValueError, "Cutout: expected size of at least 0, got -1"),
-        (lambda: Cutout(2.5), TypeError, "Cutout: expected size to be a whole number .*, got 2.5"),
-        (lambda: Cutout(True), TypeError, "whole number of pixels, got True"),
+        (lambda: Cutout(2.5), TypeError, "Cutout: expected size to be a whole number, got 2.5"),
+        (lambda: Cutout(True), TypeError, "expected size to be a whole number, got True"),
         (
             lambda: Cutout(3, probability=1.5),
             ValueError,

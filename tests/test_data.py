@@ -98,9 +98,30 @@ def test_wrong_labels_are_spread_over_the_nine_other_classes():
         ({"noise": float("nan")}, r"expected noise in \[0, 1\], got nan"),
         ({"test_fraction": 0.0}, r"expected test_fraction in \(0, 1\), got 0.0"),
         ({"train_size": 0}, "expected train_size from 1 to 1438, got 0"),
+        ({"test_fraction": 0.999}, "test_fraction=0.999 leaves no training images; take a smaller"),
+        ({"test_fraction": 0.001}, "test_fraction=0.001 leaves no test images; take a larger one"),
+        ({"seed": -1}, "load_digits: expected seed from 0 to 9223372036854775807, got -1"),
+        ({"seed": 2**63}, "expected seed from 0 to 9223372036854775807, got 9223372036854775808"),
         ({"train_size": 1439}, "expected train_size from 1 to 1438, got 1439"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_digits(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("noise", True, "a number"),
+        ("noise", "a", "a number"),
+        ("test_fraction", None, "a number"),
+        ("seed", 1.5, "a whole number"),
+        ("seed", True, "a whole number"),
+        ("train_size", 10.5, "a whole number"),
+    ],
+)
+def test_arguments_of_another_kind(name, value, kind):
+    message = f"load_digits: expected {name} to be {kind}, got {value!r}"
+    with pytest.raises(TypeError, match=message):
+        load_digits(**{name: value})

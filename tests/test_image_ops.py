@@ -86,6 +86,31 @@ def test_the_trainers_batches_are_shifted_by_it():
     assert generator.get_state().equal(batches.state_dict()["generator"])
 
 
+@pytest.mark.parametrize("max_shift", [0, 1])
+def test_the_result_is_always_a_new_tensor(max_shift):
+    images = torch.randn(3, 2, 5, 7)
+    for each in (images, images.to(memory_format=torch.channels_last), images.mT):
+        before = each.clone()
+        result = random_shift(each, max_shift=max_shift, generator=seeded())
+        assert max_shift > 0 or result.equal(each)
+        result.zero_()
+        assert each.equal(before)
+        is_last = each.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
+        assert result.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [(torch.uint8, 255), (torch.uint8, 0.0), (torch.int8, -128), (torch.bool, 1)],
+)
+def test_integers_are_filled_with_any_number_of_their_range(dtype, fill):
+    images = torch.ones(2, 1, 3, 3, dtype=dtype)
+    for each in (fill, torch.full((2, 1, 1, 1), fill, dtype=dtype)):
+        result = random_shift(images, max_shift=40, fill=each, generator=seeded())
+        assert result.equal(torch.full_like(images, fill))
+
+
 def test_noise_is_normal_and_independent():
     images = torch.full((20, 3, 32, 32), 5.0, dtype=torch.float64)
     noise = add_noise(images, std=0.3, generator=seeded()) - images
@@ -165,6 +190,7 @@ def test_it_compiles_without_a_break(name):
 
 
 IMAGES = torch.zeros(2, 3, 8, 8)
+BYTES = IMAGES.to(torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +209,7 @@ IMAGES = torch.zeros(2, 3, 8, 8)
         (
             lambda: random_shift(IMAGES, max_shift=1.5),
             TypeError,
-            "random_shift: expected max_shift to be a whole number of pixels, got 1.5",
+            "random_shift: expected max_shift to be a whole number, got 1.5",
         ),
         (
             lambda: random_shift(IMAGES, max_shift=-1),
@@ -195,35 +221,43 @@ IMAGES = torch.zeros(2, 3, 8, 8)
             ValueError,
             r"random_shift: expected .* fill of shape \[2, 3, 1, 1\], got one of shape \[3\]",
         ),
+        *(
+            (
+                lambda fill=fill: random_shift(BYTES, max_shift=2, fill=fill),
+                ValueError,
+                rf"random_shift: expected fill in \[0, 255\], got {fill}",
+            )
+            for fill in (-1, 300, math.nan)
+        ),
         (
-            lambda: random_affine(IMAGES, scale=1.5),
+            lambda: random_shift(BYTES, max_shift=0, fill=0.5),
+            ValueError,
+            "random_shift: expected fill to be a whole number for .* torch.uint8, got 0.5",
+        ),
+        (
+            lambda: random_shift(BYTES, max_shift=2, fill=torch.full((2, 3, 1, 1), 0.5)),
             TypeError,
-            "random_affine: expected scale to be two factors, got 1.5",
+            "random_shift: expected fill of the images' dtype torch.uint8, got torch.float32",
         ),
         (
-            lambda: random_affine(IMAGES, degrees=-5),
-            ValueError,
-            r"random_affine: expected degrees in \[0, inf\), got -5",
-        ),
-        (
-            lambda: random_affine(IMAGES, scale=(0, 1)),
-            ValueError,
-            r"random_affine: expected a scale above 0, got \(0, 1\)",
-        ),
-        (
-            lambda: random_affine(IMAGES, scale=(1.5, 1.25)),
-            ValueError,
-            r"random_affine: expected scale in \[1.5, inf\), got 1.25",
-        ),
-        (
-            lambda: random_affine(IMAGES, shift=math.inf),
-            ValueError,
-            r"random_affine: expected shift in \[0, inf\), got inf",
-        ),
-        (
-            lambda: random_affine(IMAGES.to(torch.uint8)),
+            lambda: random_shift(IMAGES, max_shift=2, fill="a"),
             TypeError,
-            "random_affine: expected images of a floating point dtype, got torch.uint8",
+            "random_shift: expected fill to be a number, got 'a'",
+        ),
+        (
+            lambda: random_shift(IMAGES, max_shift=2, fill=None),
+            TypeError,
+            "random_shift: expected fill to be a number, got None",
+        ),
+        (
+            lambda: random_shift(IMAGES.half(), max_shift=2, fill=1e6),
+            ValueError,
+            r"random_shift: expected fill in \[-65504.0, 65504.0\], got 1000000.0",
+        ),
+        (
+            lambda: add_noise(IMAGES, std=0.1, generator=42),
+            TypeError,
+            r"got 42; from a seed, torch.Generator\(\).manual_seed\(42\)",
         ),
         (
             lambda: add_noise(IMAGES, std=-0.1),

@@ -236,6 +236,16 @@ def test_functions_and_classes_are_the_same():
             TypeError,
             r"floating point dtype, got torch.uint8; for bytes, images.float\(\) / 255",
         ),
+        (
+            lambda: MixUp(per_sample="no"),
+            TypeError,
+            "MixUp: expected per_sample to be True or False, got 'no'",
+        ),
+        (
+            lambda: mixup(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), generator=42),
+            TypeError,
+            r"expected generator .*, got 42; from a seed, torch.Generator\(\).manual_seed\(42\)",
+        ),
         (lambda: mixup([1], torch.tensor([0])), TypeError, "images to be a tensor, got list"),
         (
             lambda: mixup(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1, 2])),

@@ -1,6 +1,7 @@
 """ImageNet's preparation of images, on real photographs; needs torchvision."""
 
 import pickle
+import random
 
 import pytest
 import torch
@@ -180,7 +181,83 @@ class _Photographs(torch.utils.data.Dataset):
         return self.transform(self.images[index])
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [imagenet_train_transform(31, mean=MEAN, std=STD), imagenet_eval_transform(31, resize=37)],
+    ids=["train", "eval"],
+)
+def test_labels_and_other_parts_of_a_sample_pass_through(photographs, transform):
+    image_class = pytest.importorskip("PIL.Image")
+    pillow = image_class.fromarray(photographs[0].permute(1, 2, 0).numpy())
+    torch.manual_seed(5)
+    expected = transform(pillow)
+    assert expected.shape == (3, 31, 31)
+    scores = torch.rand(3, 4, 5, device="cpu")
+    for sample in ((pillow, 3, scores), [pillow, 3, scores]):
+        torch.manual_seed(5)
+        image, label, same_scores = transform(sample)
+        assert image.equal(expected)
+        assert label == 3
+        assert same_scores is scores
+    torch.manual_seed(5)
+    image, label = transform(pillow, 3)
+    assert image.equal(expected)
+    assert label == 3
+    torch.manual_seed(5)
+    sample = transform({"label": 3, "scores": scores, "image": pillow})
+    assert sample["image"].equal(expected)
+    assert type(sample["image"]) is type(expected)
+    assert sample["label"] == 3
+    assert sample["scores"] is scores
+    loader = torch.utils.data.DataLoader(
+        _Photographs([(pillow, 3)] * 4, transform), batch_size=2, num_workers=2
+    )
+    for images, labels in loader:
+        assert type(images) is torch.Tensor
+        assert images.shape == (2, 3, 31, 31)
+        assert labels.tolist() == [3, 3]
+
+
+def test_everything_random_comes_from_torch(photographs):
+    numpy_random = pytest.importorskip("numpy.random")
+    before = random.getstate(), str(numpy_random.get_state())
+    state = torch.get_rng_state()
+    first = imagenet_train_transform(31)(photographs[0])
+    assert not torch.get_rng_state().equal(state)
+    torch.set_rng_state(state)
+    assert imagenet_train_transform(31)(photographs[0]).equal(first)
+    torch.set_rng_state(state)
+    imagenet_eval_transform(31, resize=37)(photographs[0])
+    assert torch.get_rng_state().equal(state)
+    assert (random.getstate(), str(numpy_random.get_state())) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"jitter": 0.4}, TypeError, "expected jitter to be two numbers, .*, got 0.4"),
+        ({"area": 0.4}, TypeError, "expected area to be two numbers, .*, got 0.4"),
+        ({"area": (1.0, 0.08)}, ValueError, r"expected area in \[1.0, 1\], got 0.08"),
+        ({"area": (-1, 2)}, ValueError, r"expected area in \[0, 1\], got -1"),
+        ({"area": (0.5, 2)}, ValueError, r"expected area in \[0.5, 1\], got 2"),
+        ({"area": (0, 1)}, ValueError, r"expected area above 0, got \(0, 1\)"),
+        ({"size": (32, 32)}, TypeError, r"expected size to be a whole number, got \(32, 32\)"),
+        ({"size": 0}, ValueError, "expected size of at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_of_the_training_transform(arguments, error, message):
+    with pytest.raises(error, match=f"imagenet_train_transform: {message}"):
+        imagenet_train_transform(**arguments)
+
+
 def test_bad_arguments():
+    message = r"imagenet_eval_transform: expected size to be a whole number, got \(32, 32\)"
+    with pytest.raises(TypeError, match=message):
+        imagenet_eval_transform((32, 32))
+    with pytest.raises(TypeError, match=r"expected resize to be a whole number, got 64\.5"):
+        imagenet_eval_transform(32, resize=64.5)
+    with pytest.raises(ValueError, match="expected size of at least 1, got 0"):
+        imagenet_eval_transform(0)
     with pytest.raises(ValueError, match="expected size of at most resize=64, got 96"):
         imagenet_eval_transform(96, resize=64)
     with pytest.raises(ValueError, match=r"HSVJitter: expected high in \[2, inf\), got 1"):

@@ -107,3 +107,46 @@ def test_outside_of_the_image_is_the_fill():
     assert (result[:, :, 8, 8] - 1).abs().max() < 1e-5
     assert result.min() > -2.001
     assert result.max() < 1.001
+
+
+IMAGES = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: random_affine(IMAGES, scale=1.5),
+            TypeError,
+            "random_affine: expected scale to be two numbers, .*, got 1.5",
+        ),
+        (
+            lambda: random_affine(IMAGES, degrees=-5),
+            ValueError,
+            r"random_affine: expected degrees in \[0, inf\), got -5",
+        ),
+        (
+            lambda: random_affine(IMAGES, scale=(0, 1)),
+            ValueError,
+            r"random_affine: expected scale above 0, got \(0, 1\)",
+        ),
+        (
+            lambda: random_affine(IMAGES, scale=(1.5, 1.25)),
+            ValueError,
+            r"random_affine: expected scale in \[1.5, inf\), got 1.25",
+        ),
+        (
+            lambda: random_affine(IMAGES, shift=math.inf),
+            ValueError,
+            r"random_affine: expected shift in \[0, inf\), got inf",
+        ),
+        (
+            lambda: random_affine(IMAGES.to(torch.uint8)),
+            TypeError,
+            "random_affine: expected images of a floating point dtype, got torch.uint8",
+        ),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

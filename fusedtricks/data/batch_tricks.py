@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -88,6 +88,12 @@ class OneOf(BatchTrick):
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        for name, values in (("tricks", self.tricks), ("weights", self.weights)):
+            if not isinstance(values, Iterable) and (name, values) != ("weights", None):
+                raise TypeError(
+                    f"OneOf: expected {name} to be a sequence, one for each trick, got {values!r}; "
+                    "such as OneOf([MixUp(0.2), CutMix(1.0)], weights=[3, 1])"
+                )
         tricks = tuple(self.tricks)
         weights = (1.0,) * len(tricks) if self.weights is None else tuple(self.weights)
         for trick in tricks:

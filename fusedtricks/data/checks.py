@@ -2,10 +2,11 @@
 
 import math
 import numbers
+from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["check_images", "check_number", "check_whole"]
+__all__ = ["check_images", "check_interval", "check_number", "check_pair", "check_whole"]
 
 
 def check_number(what: str, name: str, value: float, low: float, high: float = math.inf) -> None:
@@ -23,17 +24,45 @@ def check_number(what: str, name: str, value: float, low: float, high: float = m
         raise ValueError(f"{what}: expected {name} in {interval}, got {value}")
 
 
-def check_whole(what: str, name: str, value: int, low: int) -> None:
-    """Refuse what is no whole number of at least `low`.
+def check_whole(what: str, name: str, value: int, low: int, high: float = math.inf) -> None:
+    """Refuse what is no whole number in [low, high].
 
     Raises:
         TypeError: If it is no integer.
-        ValueError: If it is below.
+        ValueError: If it is outside.
     """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"{what}: expected {name} to be a whole number of pixels, got {value!r}")
-    if value < low:
-        raise ValueError(f"{what}: expected {name} of at least {low}, got {value}")
+        raise TypeError(f"{what}: expected {name} to be a whole number, got {value!r}")
+    if not low <= value <= high:
+        interval = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{what}: expected {name} {interval}, got {value}")
+
+
+def check_pair(what: str, name: str, pair: Sequence[float]) -> None:
+    """Refuse what is not two of something.
+
+    Raises:
+        TypeError: If it is no sequence of two.
+    """
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise TypeError(
+            f"{what}: expected {name} to be two numbers, the smallest and the largest, got {pair!r}"
+        )
+
+
+def check_interval(what: str, name: str, interval: Sequence[float], high: float = math.inf) -> None:
+    """Refuse what are not two numbers with 0 < smallest <= largest <= high.
+
+    Raises:
+        TypeError: If it is no sequence of two numbers.
+        ValueError: If they are out of range or order.
+    """
+    check_pair(what, name, interval)
+    smallest, largest = interval
+    check_number(what, name, smallest, low=0, high=high)
+    check_number(what, name, largest, low=smallest, high=high)
+    if smallest == 0:
+        raise ValueError(f"{what}: expected {name} above 0, got {interval}")
 
 
 def check_images(what: str, images: Tensor, *, any_dtype: bool = False) -> None:

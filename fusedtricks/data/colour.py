@@ -1,10 +1,12 @@
 """Random changes of the colours of each image."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from fusedtricks import _extras
 from fusedtricks.data.checks import check_images, check_number
 from fusedtricks.data.drawing import device_of, moved, uniform
 from fusedtricks.data.layout import same_layout
@@ -32,8 +34,8 @@ def hsv_jitter(
     reds lie on both sides of 0, so that neighbours among them may become different colours.
 
     Args:
-        images: Shape (N, 3, H, W), red, green and blue in [0, 1], floating point; not modified.
-            Half precision is computed in float32.
+        images: Shape (N, 3, H, W), red, green and blue in [0, 1], floating point: after / 255 and
+            before normalisation; not modified. Half precision is computed in float32.
         low: Smallest factor, at least 0. Default 0.6.
         high: Largest factor, at least `low`. Default 1.4.
         generator: Where the random numbers come from. Default None: torch's default generator of
@@ -43,7 +45,9 @@ def hsv_jitter(
         New images of the same shape, dtype and memory format.
 
     Raises:
-        ValueError: If the shape does not fit, or a factor is out of range.
+        ValueError: If the shape does not fit, a factor is out of range, or images on the CPU leave
+            [0, 1] by more than rounding. On other devices a look would wait, and there is none in
+            compiled code.
         TypeError: If an argument is of another kind.
 
     Example:
@@ -54,6 +58,7 @@ def hsv_jitter(
     """
     _check_rgb("hsv_jitter", images)
     _check_factors("hsv_jitter", low, high)
+    _check_range("hsv_jitter", images)
     factors = uniform((3, len(images), 1, 1), low, high, generator=generator, device=images.device)
     precise = images.to(torch.promote_types(images.dtype, torch.float32))
     hue, saturation, value = rgb_to_hsv(precise).unbind(dim=1)
@@ -153,10 +158,55 @@ def hsv_to_rgb(images: Tensor) -> Tensor:
     return torch.stack([channel(5), channel(3), channel(1)], dim=-3)
 
 
-class HSVJitter(nn.Module):
+class _ColourChange(nn.Module, ABC):
+    def forward(self, *inputs: Any) -> Any:
+        """Return an image or a batch changed, or a sample with its images changed.
+
+        Args:
+            inputs: Images, shape (3, H, W) or (N, 3, H, W), floating point; or a sample as
+                torchvision's transforms take it, such as an image and a label, or a dict. Of
+                several plain tensors in a sample, the first one is the image.
+
+        Raises:
+            TypeError: If an image is no tensor.
+            MissingExtraError: If it is a sample, and torchvision cannot be imported.
+        """
+        sample = inputs if len(inputs) > 1 else inputs[0]
+        is_torchvisions = type(sample).__module__.startswith("torchvision.")
+        if not is_torchvisions and not isinstance(sample, (tuple, list, dict)):
+            return self._of_any_number(sample)
+        # Torchvision decides which parts of the sample are images.
+        v2 = _extras.require("torchvision.transforms.v2")
+        return v2.Lambda(self._part)(*inputs)
+
+    def _part(self, part: Any) -> Any:
+        tv_tensors = _extras.require("torchvision.tv_tensors")
+        if isinstance(part, tv_tensors.Image):
+            return tv_tensors.Image(self._of_any_number(part.as_subclass(Tensor)))
+        is_pillow = type(part).__module__.startswith("PIL.")
+        is_other = isinstance(part, tv_tensors.TVTensor) or not isinstance(part, Tensor)
+        return part if is_other and not is_pillow else self._of_any_number(part)
+
+    def _of_any_number(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: expected images to be a tensor, got "
+                f"{type(images).__name__}; for PIL images, put v2.ToImage() and "
+                "v2.ToDtype(torch.float32, scale=True) of torchvision.transforms before"
+            )
+        return self._change(images[None])[0] if images.ndim == 3 else self._change(images)
+
+    @abstractmethod
+    def _change(self, images: Tensor) -> Tensor:
+        """Return changed images, shape (N, 3, H, W)."""
+
+
+class HSVJitter(_ColourChange):
     """`hsv_jitter` of an image or a batch, for torchvision.transforms.v2.Compose.
 
-    As torchvision's transforms, it is random whether or not it is in training mode.
+    As torchvision's transforms, it is random whether or not it is in training mode, and leaves
+    what is no image in a sample as it is. Images must be in [0, 1]: v2.ToDtype(torch.float32,
+    scale=True) goes before, v2.Normalize after.
 
     Args:
         low: Smallest factor, at least 0. Default 0.6.
@@ -178,19 +228,19 @@ class HSVJitter(nn.Module):
         self.low = low
         self.high = high
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return changed images of the same shape, (3, H, W) or (N, 3, H, W)."""
-        return _of_any_number(lambda batch: hsv_jitter(batch, low=self.low, high=self.high), images)
+    def _change(self, images: Tensor) -> Tensor:
+        return hsv_jitter(images, low=self.low, high=self.high)
 
     def extra_repr(self) -> str:
         """Return the arguments."""
         return f"low={self.low}, high={self.high}"
 
 
-class PCANoise(nn.Module):
+class PCANoise(_ColourChange):
     """`pca_noise` of an image or a batch, for torchvision.transforms.v2.Compose.
 
-    As torchvision's transforms, it is random whether or not it is in training mode.
+    As torchvision's transforms, it is random whether or not it is in training mode, and leaves
+    what is no image in a sample as it is.
 
     Args:
         std: Standard deviation, at least 0. Default 0.1.
@@ -210,17 +260,12 @@ class PCANoise(nn.Module):
         check_number("PCANoise", "std", std, low=0)
         self.std = std
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return changed images of the same shape, (3, H, W) or (N, 3, H, W)."""
-        return _of_any_number(lambda batch: pca_noise(batch, std=self.std), images)
+    def _change(self, images: Tensor) -> Tensor:
+        return pca_noise(images, std=self.std)
 
     def extra_repr(self) -> str:
         """Return the argument."""
         return f"std={self.std}"
-
-
-def _of_any_number(change: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    return change(images[None])[0] if images.ndim == 3 else change(images)
 
 
 def _check_factors(what: str, low: float, high: float) -> None:
@@ -232,3 +277,16 @@ def _check_rgb(what: str, images: Tensor) -> None:
     check_images(what, images)
     if images.shape[1] != 3:
         raise ValueError(f"{what}: expected images of 3 channels, got {list(images.shape)}")
+
+
+def _check_range(what: str, images: Tensor) -> None:
+    # On a GPU a look would wait.
+    if images.device.type != "cpu" or torch.compiler.is_compiling() or images.numel() == 0:
+        return
+    lowest, highest = images.detach().aminmax()
+    # Interpolated images leave [0, 1] by rounding.
+    if not (lowest >= -1e-3 and highest <= 1 + 1e-3):
+        raise ValueError(
+            f"{what}: expected images in [0, 1], got values from {lowest:.4g} to {highest:.4g}; it "
+            "goes after / 255 and before normalisation"
+        )

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from fusedtricks._extras import require
+from fusedtricks.data.checks import check_number, check_whole
 
 __all__ = ["N_CLASSES", "Digits", "load_digits"]
 
@@ -53,13 +54,14 @@ def load_digits(
         noise: Share of training labels that are wrong, in [0, 1]: exactly round(noise * N) of
             them, each another class drawn uniformly from the 9 others. Default 0.
         test_fraction: Share of every class that goes to the test set, in (0, 1). Default 0.2.
-        train_size: Number of training images to keep. Default: all.
+        train_size: Number of training images to keep, at least 1. Default None: all.
 
     Returns:
         The two sets. Training images come in a random order of classes.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or test_fraction leaves one of the sets empty.
+        TypeError: If an argument is of another kind.
         MissingExtraError: If scikit-learn is not installed.
 
     Example:
@@ -72,20 +74,24 @@ def load_digits(
     Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI; the copy
         that scikit-learn carries.
     """
-    if not 0 <= noise <= 1:
-        raise ValueError(f"load_digits: expected noise in [0, 1], got {noise}")
+    check_whole("load_digits", "seed", seed, low=0, high=2**63 - 1)
+    check_number("load_digits", "noise", noise, low=0, high=1)
+    check_number("load_digits", "test_fraction", test_fraction, low=0, high=1)
     if not 0 < test_fraction < 1:
         raise ValueError(f"load_digits: expected test_fraction in (0, 1), got {test_fraction}")
     images, labels = _load()
-    generator = Generator().manual_seed(seed)
+    generator = Generator().manual_seed(int(seed))
     train, test = _split(labels, test_fraction, generator)
+    for name, indices, remedy in (("training", train, "smaller"), ("test", test, "larger")):
+        if len(indices) == 0:
+            raise ValueError(
+                f"load_digits: test_fraction={test_fraction} leaves no {name} images; take a "
+                f"{remedy} one"
+            )
     std, mean = torch.std_mean(images[train], correction=0)
     images = (images - mean) / std
     if train_size is not None:
-        if not 1 <= train_size <= len(train):
-            raise ValueError(
-                f"load_digits: expected train_size from 1 to {len(train)}, got {train_size}"
-            )
+        check_whole("load_digits", "train_size", train_size, low=1, high=len(train))
         train = train[:train_size]
     return Digits(
         images[train],

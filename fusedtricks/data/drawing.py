@@ -11,7 +11,15 @@ def device_of(generator: Generator | None) -> torch.device:
 
     A few numbers per image are drawn on the CPU for images on any device, so that a seed means
     the same everywhere.
+
+    Raises:
+        TypeError: If it is no generator.
     """
+    if generator is not None and not isinstance(generator, Generator):
+        raise TypeError(
+            f"expected generator to be a torch.Generator or None, got {generator!r}; from a seed, "
+            "torch.Generator().manual_seed(42)"
+        )
     return torch.device("cpu") if generator is None else generator.device
 
 

@@ -1,13 +1,12 @@
 """Random changes of each image of a batch for itself: flips, shifts, rotations, scales, noise."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from fusedtricks.data.checks import check_images, check_number, check_whole
+from fusedtricks.data.checks import check_images, check_interval, check_number, check_whole
 from fusedtricks.data.drawing import device_of, moved, uniform
 from fusedtricks.data.layout import same_layout
 
@@ -68,15 +67,17 @@ def random_shift(
         max_shift: Largest shift in pixels, drawn uniformly and separately for both directions;
             0 draws nothing.
         fill: Value of what moves in, or one for each image and channel, shape (N, C, 1, 1), such
-            as `images[:, :, :1, :1]`. Default 0.
+            as `images[:, :, :1, :1]`. For images of integers, a whole number of their range, or a
+            tensor of their dtype. Default 0.
         generator: Where the random numbers come from. Default None: torch's default generator of
             the CPU.
 
     Returns:
-        Images of the same shape, dtype and memory format.
+        New images of the same shape, dtype and memory format.
 
     Raises:
-        ValueError: If a shape does not fit, or max_shift is negative.
+        ValueError: If a shape does not fit, max_shift is negative, or the images' dtype has no
+            such number as fill.
         TypeError: If an argument is of another kind.
 
     Example:
@@ -88,13 +89,9 @@ def random_shift(
     check_images("random_shift", images, any_dtype=True)
     check_whole("random_shift", "max_shift", max_shift, low=0)
     n_images, n_channels, height, width = images.shape
-    if isinstance(fill, Tensor) and fill.shape != (n_images, n_channels, 1, 1):
-        raise ValueError(
-            f"random_shift: expected a number or a fill of shape "
-            f"{[n_images, n_channels, 1, 1]}, got one of shape {list(fill.shape)}"
-        )
+    _check_fill(fill, images)
     if max_shift == 0:
-        return images
+        return same_layout(images.clone(), images)
     n_places = 2 * max_shift + 1
     offsets = torch.randint(
         n_places, (2, n_images, 1, 1), generator=generator, device=device_of(generator)
@@ -107,6 +104,33 @@ def random_shift(
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, places, places, H, W)
     which = torch.arange(n_images, device=images.device)
     return same_layout(windows[which, :, top, left], images)
+
+
+def _check_fill(fill: float | Tensor, images: Tensor) -> None:
+    is_floating = images.is_floating_point()
+    if isinstance(fill, Tensor):
+        shape = [*images.shape[:2], 1, 1]
+        if list(fill.shape) != shape:
+            raise ValueError(
+                f"random_shift: expected a number or a fill of shape {shape}, got one of shape "
+                f"{list(fill.shape)}"
+            )
+        if not is_floating and fill.dtype != images.dtype:
+            raise TypeError(
+                f"random_shift: expected fill of the images' dtype {images.dtype}, got {fill.dtype}"
+            )
+        return
+    if images.dtype == torch.bool:
+        low, high = 0, 1
+    else:
+        info = torch.finfo(images.dtype) if is_floating else torch.iinfo(images.dtype)
+        low, high = info.min, info.max
+    check_number("random_shift", "fill", fill, low=low, high=high)
+    if not is_floating and fill != int(fill):
+        raise ValueError(
+            f"random_shift: expected fill to be a whole number for images of {images.dtype}, got "
+            f"{fill}"
+        )
 
 
 def random_affine(
@@ -149,16 +173,11 @@ def random_affine(
         Visual Document Analysis", section 2.
     """
     check_images("random_affine", images)
-    if not isinstance(scale, Sequence) or len(scale) != 2:
-        raise TypeError(f"random_affine: expected scale to be two factors, got {scale!r}")
+    check_interval("random_affine", "scale", scale)
     smallest, largest = scale
     check_number("random_affine", "degrees", degrees, low=0)
-    check_number("random_affine", "scale", smallest, low=0)
-    check_number("random_affine", "scale", largest, low=smallest)
     check_number("random_affine", "shift", shift, low=0)
     check_number("random_affine", "fill", fill, low=-math.inf)
-    if smallest == 0:
-        raise ValueError(f"random_affine: expected a scale above 0, got {scale}")
     precise = torch.promote_types(images.dtype, torch.float32)
     drawn = uniform((4, len(images)), 0, 1, generator=generator, device=images.device)
     angle, factor, down, right = drawn.to(precise)
@@ -229,7 +248,7 @@ def add_noise(images: Tensor, *, std: float, generator: Generator | None = None)
     """
     check_images("add_noise", images)
     check_number("add_noise", "std", std, low=0)
-    device = images.device if generator is None else generator.device
+    device = images.device if generator is None else device_of(generator)
     noise = torch.randn(
         images.shape,
         generator=generator,

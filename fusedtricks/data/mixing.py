@@ -24,6 +24,11 @@ class _Mix(BatchTrick):
 
     def __post_init__(self) -> None:
         check_number(type(self).__name__, "alpha", self.alpha, low=0)
+        if not isinstance(self.per_sample, bool):
+            raise TypeError(
+                f"{type(self).__name__}: expected per_sample to be True or False, got "
+                f"{self.per_sample!r}"
+            )
 
     @property
     def mixes(self) -> bool:
@@ -61,7 +66,7 @@ class MixUp(_Mix):
 
     Raises:
         ValueError: If alpha is negative, infinite or NaN.
-        TypeError: If alpha is no number.
+        TypeError: If alpha is no number, or per_sample no bool.
 
     Example:
         >>> images, labels = torch.rand(5, 3, 8, 8), torch.arange(5)
@@ -102,7 +107,7 @@ class CutMix(_Mix):
 
     Raises:
         ValueError: If alpha is negative, infinite or NaN.
-        TypeError: If alpha is no number.
+        TypeError: If alpha is no number, or per_sample no bool.
 
     Example:
         >>> images, labels = torch.rand(5, 3, 8, 8), torch.arange(5)
@@ -156,7 +161,7 @@ def mixup(
 
     Raises:
         ValueError: If a shape does not fit, or alpha is out of range.
-        TypeError: If a dtype does not fit.
+        TypeError: If a dtype does not fit, or an argument is of another kind.
 
     Example:
         >>> images, targets = mixup(torch.rand(5, 3, 8, 8), torch.arange(5), alpha=0.4)
@@ -189,7 +194,7 @@ def cutmix(
 
     Raises:
         ValueError: If a shape does not fit, or alpha is out of range.
-        TypeError: If a dtype does not fit.
+        TypeError: If a dtype does not fit, or an argument is of another kind.
 
     Example:
         >>> images, targets = cutmix(torch.rand(5, 3, 8, 8), torch.arange(5), alpha=1.0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fusedtricks import _extras
+from fusedtricks.data.checks import check_interval, check_pair, check_whole
 from fusedtricks.data.colour import HSVJitter, PCANoise
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "imagenet_eval_transform", "imagenet_train_transform"]
@@ -29,14 +30,16 @@ def imagenet_train_transform(
 
     A random box of a random area and of proportions from 3:4 to 4:3, resized to a square; mirrored
     half of the time; hue, saturation and value scaled; noise along ImageNet's colours; normalised.
-    Everything is drawn from torch's default generator, which `DataLoader` seeds for each worker.
+    Everything is drawn from torch's default generator, which `DataLoader` seeds differently for
+    each worker; nothing comes from numpy or Python's random.
 
     The transform is a torchvision.transforms.v2.Compose; more of torchvision's goes around it:
     TrivialAugmentWide or RandAugment before, RandomErasing after.
 
     Args:
-        size: Height and width of the result in pixels. Default 224.
-        area: Smallest and largest part of the image that is taken. Default (0.08, 1).
+        size: Height and width of the result in pixels, at least 1. Default 224.
+        area: Smallest and largest part of the image that is taken, above 0 and at most 1. Default
+            (0.08, 1).
         jitter: Smallest and largest factor of `HSVJitter`. Default (0.6, 1.4).
         noise_std: Standard deviation of `PCANoise`. Default 0.1.
         mean: Subtracted from red, green and blue in [0, 1]. Default ImageNet's.
@@ -44,11 +47,13 @@ def imagenet_train_transform(
 
     Returns:
         A picklable transform from a PIL image, or a uint8 tensor of shape (3, H, W), to a float32
-        tensor of shape (3, size, size).
+        tensor of shape (3, size, size). Given a sample, such as an image and its label or a dict,
+        it changes the image and passes the rest through.
 
     Raises:
         MissingExtraError: If torchvision cannot be imported.
-        ValueError: If a factor or noise_std is out of range.
+        ValueError: If size, area, a factor or noise_std is out of range.
+        TypeError: If one of them is of another kind.
 
     Example:
         >>> from torchvision.transforms import v2
@@ -59,6 +64,9 @@ def imagenet_train_transform(
     Source: He et al. 2019, "Bag of Tricks for Image Classification", section 2.1. Mean and std are
         torchvision's, which differ from the paper's in the third digit.
     """
+    check_whole("imagenet_train_transform", "size", size, low=1)
+    check_interval("imagenet_train_transform", "area", area, high=1)
+    check_pair("imagenet_train_transform", "jitter", jitter)
     v2 = _extras.require("torchvision.transforms.v2")
     return v2.Compose(
         [
@@ -83,21 +91,24 @@ def imagenet_eval_transform(
 ) -> Callable[[Any], Tensor]:
     """Return the transform of images that a network is tested with: nothing in it is random.
 
-    The shorter side is resized, the centre is cut out and normalised.
+    The shorter side is resized, the centre is cut out and normalised. It takes nothing from any
+    generator, so that a test set is the same for any number of workers.
 
     Args:
-        size: Height and width of the result in pixels. Default 224.
+        size: Height and width of the result in pixels, at least 1. Default 224.
         resize: Length of the shorter side before, in pixels. Default 256.
         mean: Subtracted from red, green and blue in [0, 1]. Default ImageNet's.
         std: What they are then divided by. Default ImageNet's.
 
     Returns:
         A picklable transform from a PIL image, or a uint8 tensor of shape (3, H, W), to a float32
-        tensor of shape (3, size, size).
+        tensor of shape (3, size, size). Given a sample, such as an image and its label or a dict,
+        it changes the image and passes the rest through.
 
     Raises:
         MissingExtraError: If torchvision cannot be imported.
-        ValueError: If size is larger than resize.
+        ValueError: If size is larger than resize or below 1.
+        TypeError: If size or resize is no whole number.
 
     Example:
         >>> transform = imagenet_eval_transform(160, resize=182)
@@ -106,6 +117,8 @@ def imagenet_eval_transform(
 
     Source: He et al. 2019, "Bag of Tricks for Image Classification", section 2.1.
     """
+    check_whole("imagenet_eval_transform", "size", size, low=1)
+    check_whole("imagenet_eval_transform", "resize", resize, low=1)
     if size > resize:
         raise ValueError(
             f"imagenet_eval_transform: expected size of at most resize={resize}, got {size}; the "
