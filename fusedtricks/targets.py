@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Targets", "as_targets", "check_smoothing"]
+__all__ = ["Targets", "as_targets", "check_labels", "check_smoothing"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,8 @@ class Targets:
         """Return the distributions, shape (N, n_classes), in the dtype of the weights.
 
         Raises:
-            ValueError: If the weights are of another number of classes.
+            ValueError: If the weights are of another number of classes, or a class is out of
+                range, on the CPU (a GPU traps).
         """
         if self.classes is None:
             if self.weights.shape[1] != n_classes:
@@ -100,6 +101,7 @@ class Targets:
                     f"{list(self.weights.shape)}"
                 )
             return self.weights
+        check_labels("probabilities", self.classes, n_classes)
         zeros = self.weights.new_zeros(len(self), n_classes)
         return zeros.scatter_add(1, self.classes, self.weights)
 
@@ -131,7 +133,12 @@ class Targets:
         Args:
             partner: Shape (N,), int64: the sample that each one is blended with.
             own_share: Shape (N,) or (), floating point, in [0, 1].
+
+        Raises:
+            ValueError: If shapes do not fit, or, on the CPU, a share is out of range.
+            TypeError: If a dtype does not fit, or a share is no tensor.
         """
+        self._check_mix(partner, own_share)
         share = own_share.to(self.weights.dtype).expand(len(self))[:, None]
         own, other = self.weights, self.weights[partner]
         if self.classes is None:
@@ -153,6 +160,27 @@ class Targets:
                 f"label_smoothing={label_smoothing} would be applied on top; use one of the two"
             )
 
+    def _check_mix(self, partner: Tensor, own_share: Tensor) -> None:
+        if partner.shape != (len(self),):
+            raise ValueError(
+                f"mix: expected partner of shape [{len(self)}], got {list(partner.shape)}"
+            )
+        if partner.dtype != torch.int64:
+            raise TypeError(f"mix: expected partner of int64, got {partner.dtype}")
+        if not (isinstance(own_share, Tensor) and own_share.is_floating_point()):
+            got = getattr(own_share, "dtype", type(own_share).__name__)
+            raise TypeError(
+                f"mix: expected own_share to be a floating point tensor, got {got}; use "
+                "torch.tensor(0.5) for one share of all samples"
+            )
+        if own_share.shape not in ((), (len(self),)):
+            raise ValueError(
+                f"mix: expected own_share of shape [] or [{len(self)}], got {list(own_share.shape)}"
+            )
+        for share in _extremes(own_share):
+            if not 0 <= share <= 1:
+                raise ValueError(f"mix: expected own_share in [0, 1], got {share}")
+
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Targets":
         classes = None if self.classes is None else move(self.classes)
         return dataclasses.replace(self, weights=move(self.weights), classes=classes)
@@ -173,8 +201,8 @@ def as_targets(targets: Tensor | Targets) -> Targets:
         return targets
     if not isinstance(targets, Tensor):
         raise TypeError(
-            f"expected targets to be labels, class probabilities or Targets, got "
-            f"{type(targets).__name__}"
+            f"expected targets to be labels or class probabilities in a Tensor, or Targets, got "
+            f"{type(targets).__name__}; use torch.tensor(...)"
         )
     if targets.is_floating_point():
         if targets.ndim != 2:
@@ -192,6 +220,20 @@ def as_targets(targets: Tensor | Targets) -> Targets:
     return Targets(ones, targets.to(torch.int64)[:, None])
 
 
+def check_labels(what: str, labels: Tensor, n_classes: int) -> None:
+    """Refuse labels outside 0 to n_classes - 1, on the CPU; elsewhere, their use traps them.
+
+    Raises:
+        ValueError: If one is outside.
+    """
+    for label in _extremes(labels):
+        if not 0 <= label < n_classes:
+            raise ValueError(
+                f"{what}: expected labels from 0 to {n_classes - 1}, got {label}; samples to be "
+                "ignored must be left out of the batch"
+            )
+
+
 def check_smoothing(what: str, label_smoothing: float) -> None:
     """Refuse label smoothing outside [0, 1].
 
@@ -200,3 +242,10 @@ def check_smoothing(what: str, label_smoothing: float) -> None:
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{what}: expected label_smoothing in [0, 1], got {label_smoothing}")
+
+
+def _extremes(values: Tensor) -> tuple[int | float, ...]:
+    # Elsewhere, reading them would wait for the device, or break the graph.
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
+        return ()
+    return values.min().item(), values.max().item()

@@ -29,7 +29,7 @@ def run_rank(rank, folder):
     model.layer1[0].bn2 = torch.nn.Sequential(model.layer1[0].bn2, nn.ShakeDrop(0.6))
     model = DistributedDataParallel(nn.apply_blurpool(model, filt_size=4, verbose=False))
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.7, clip_grad_norm=3.0)
-    nn.OrthogonalDecay(optimizer, nn.orthogonal_weights(model), strength=0.01)
+    nn.OrthogonalDecay(optimizer, model, strength=0.01)
     ema = nn.ModelEMA(model, decay=0.6, buffers="copy")
     loss_fn, flooding = losses.CrossEntropyLoss(label_smoothing=0.03), losses.Flooding(0.9)
     generator = torch.Generator().manual_seed(100 + rank)

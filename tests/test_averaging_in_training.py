@@ -178,7 +178,7 @@ def test_without_statistics_nothing_is_to_be_recomputed():
     ema(torch.ones(2, 3))
 
 
-def test_a_loader_without_batches_or_with_an_error_changes_no_mode():
+def test_a_loader_without_batches_or_with_an_error_changes_nothing():
     _, _, ema = trained(decay=0.7, buffers="recompute")
     before = snapshot(ema.module)
     with pytest.raises(ValueError, match="expected a loader of at least one batch, got none"):
@@ -189,9 +189,15 @@ def test_a_loader_without_batches_or_with_an_error_changes_no_mode():
         yield torch.randn(5, 3)
         raise KeyError("from the loader")
 
+    ema.module[1].momentum = 0.3
     with pytest.raises(KeyError, match="from the loader"):
         ema.recompute_buffers(breaking())
-    assert not ema.module.training
+    assert_same(tensors(ema.module), before)
+    assert ema.module[1].momentum == 0.3
+    assert not ema.module.training and not ema.module[1].training
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        ema.recompute_buffers([torch.randn(5, 3), torch.randn(5, 4)])
+    assert_same(tensors(ema.module), before)
     with pytest.raises(RuntimeError, match="call recompute_buffers"):
         ema(torch.ones(2, 3))
 

@@ -94,8 +94,9 @@ def test_timm():
         ours = binary_cross_entropy(logits, targets.labels, **options)
         assert_same(ours, theirs(logits, targets.labels), torch.float32)
     theirs = timm_loss.BinaryCrossEntropy(smoothing=0.0, target_threshold=0.2)
-    ours = binary_cross_entropy(logits, targets, threshold=0.2)
-    assert_same(ours, theirs(logits, dense), torch.float32)
+    for each in (targets, Targets(dense)):
+        ours = binary_cross_entropy(logits, each, threshold=0.2)
+        assert_same(ours, theirs(logits, dense), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -156,6 +157,11 @@ LABELS = torch.zeros(2, dtype=torch.int64, device="cpu")
         (
             lambda: binary_cross_entropy(LOGITS, LOGITS, label_smoothing=0.1),
             r"binary_cross_entropy: a plain tensor of probabilities does not say",
+        ),
+        (
+            lambda: binary_cross_entropy(LOGITS, LOGITS, threshold=0.2),
+            r"binary_cross_entropy: a plain tensor of probabilities does not say .*, and "
+            r"threshold=0\.2 would undo it; pass Targets\(probabilities\)",
         ),
         (lambda: binary_cross_entropy(LOGITS, LABELS + 5), "labels from 0 to 4, got 5"),
         (lambda: BinaryCrossEntropyLoss(threshold=1.0), r"threshold in \[0, 1\), got 1.0"),

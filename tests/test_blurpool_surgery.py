@@ -260,3 +260,20 @@ def test_dilated_stages_stay():
     apply_blurpool(model, filt_size=3, verbose=False)
     assert n_blurs(model) == 3  # The pooling, and the second stage's two.
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dilation": 2}, {"dilation": (1, 2)}, {"return_indices": True}], ids=str
+)
+def test_poolings_with_other_options_stay(changes):
+    model = small_model(variant="B")
+    model.maxpool = pool = nn.MaxPool2d(3, stride=2, padding=1, **changes)
+    apply_blurpool(model, filt_size=3, verbose=False)
+    assert model.maxpool is pool and n_blurs(model) == 4
+
+
+def test_a_pooling_with_a_pair_of_ones_is_not_dilated():
+    model = small_model(variant="B")
+    model.maxpool.dilation = (1, 1)
+    apply_blurpool(model, filt_size=3, verbose=False)
+    assert n_blurs(model) == 5

@@ -14,7 +14,9 @@ from fusedtricks.losses import (
     ConfidencePenalty,
     CrossEntropyLoss,
     DistillationLoss,
+    Targets,
     as_targets,
+    cross_entropy,
     distillation_loss,
 )
 from tests.devices import DEVICE
@@ -81,6 +83,36 @@ def test_gradients_keep_their_size_at_high_temperatures():
     torch.testing.assert_close(gradient, limit, rtol=1e-2, atol=1e-5)
     (sharp,) = torch.autograd.grad(distillation_loss(student, teacher, temperature=1.0), student)
     assert 0.1 < sharp.norm() / gradient.norm() < 10
+
+
+def test_a_class_that_both_rule_out():
+    student, teacher = make_logits(), make_logits().detach()
+    mask = torch.zeros(K, dtype=torch.float64)
+    mask[1] = -math.inf
+    loss = distillation_loss(student + mask, teacher + mask, temperature=2.5)
+    (gradient,) = torch.autograd.grad(loss, student)
+    rest = [0, 2, 3, 4]
+    others = by_hand(student[:, rest], teacher[:, rest], 2.5).mean()
+    assert_same(loss, others)
+    assert_same(gradient, torch.autograd.grad(others, student)[0])
+
+
+def test_a_class_that_the_targets_rule_out():
+    # Softmax (1/4, 3/4) of two classes, and two that are ruled out.
+    logits = torch.tensor([[0.0, math.log(3), -math.inf, -math.inf]] * 2, dtype=torch.float64)
+    q = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.8, 0.0, 0.0]], dtype=torch.float64)
+    classes = torch.tensor([[0, 1, 2, 2], [0, 1, 3, 2]])
+    expected = -(q[:, 0] * math.log(0.25) + q[:, 1] * math.log(0.75))
+    p = torch.tensor([0.25, 0.75, 0.0, 0.0], dtype=torch.float64)
+    for targets in (Targets(q), q, Targets(q, classes)):
+        leaf = logits.clone().requires_grad_()
+        losses = cross_entropy(leaf, targets, reduction="none")
+        assert_same(losses, expected)
+        (1e300 * losses.sum()).backward()
+        assert_same(leaf.grad / 1e300, p - q)
+    # What the target has, but not the logits, is infinitely wrong.
+    assert cross_entropy(logits, Targets(q.flip(1))).item() == math.inf
+    assert cross_entropy(logits, torch.tensor([2, 1])).item() == math.inf
 
 
 def test_the_teacher_gets_no_gradient():

@@ -10,6 +10,7 @@ from torch import nn
 
 from fusedtricks.lr_scheduler import Constant, Exponential, Linear, Piecewise
 from fusedtricks.nn.dropout import DropoutSchedule, ScheduledDropout
+from fusedtricks.nn.ensemble import Ensemble
 
 
 class StochasticDepth(nn.Module):
@@ -116,7 +117,7 @@ def test_units_and_jumps():
 
 def test_a_tensor_is_filled_in_place():
     # A graph that reads it, on any device, must see the new value.
-    layer = ScheduledDropout(0.5).double()
+    layer = ScheduledDropout(0.5)
     tensor = layer.p
     DropoutSchedule(layer, Linear(4)).step()
     assert layer.p is tensor
@@ -129,6 +130,9 @@ def test_only_chosen_kinds_follow():
     DropoutSchedule(model, Constant(0.5), kinds=[nn.Dropout, StochasticDepth])
     changed = {name for name, p in probabilities(model).items() if p != before[name]}
     assert changed == {"plain", "depth"}
+    DropoutSchedule(model, Constant(0.5), kinds=ScheduledDropout)
+    changed = {name for name, p in probabilities(model).items() if p != before[name]}
+    assert changed == {"plain", "depth", "tensor"}
 
 
 def test_a_second_schedule_begins_where_the_first_did():
@@ -189,6 +193,13 @@ def test_bad_arguments_are_refused():
         DropoutSchedule(nn.Linear(3, 4), Linear(5))
     with pytest.raises(ValueError, match=r"dropout layer of .*LSTM.*, got Dropout"):
         DropoutSchedule(nn.Dropout(0.3), Linear(5), kinds=[nn.LSTM])
+    with pytest.raises(ValueError, match=r"dropout layer of .*LSTM.*, got Dropout"):
+        DropoutSchedule(nn.Dropout(0.3), Linear(5), kinds=nn.LSTM)
+    with pytest.raises(ValueError, match=r"expected a model with a dropout layer of .*, got Dropo"):
+        DropoutSchedule(nn.Dropout(0.3), Linear(5), kinds=[])
+    stacked = Ensemble([ScheduledDropout(0.3), ScheduledDropout(0.3)], stacked=True)
+    with pytest.raises(ValueError, match=r"'models' has one for .* use .*stacked=False"):
+        DropoutSchedule(stacked, Linear(5))
     with pytest.raises(TypeError, match="expected the p schedule to be a Schedule or a function"):
         DropoutSchedule(nn.Dropout(0.3), 0.5)
     with pytest.raises(ValueError, match="'5ep' needs steps_per_epoch, got None"):

@@ -3,12 +3,14 @@
 import copy
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from fusedtricks.nn.dropout import ScheduledDropout
 from fusedtricks.nn.ensemble import Ensemble, average_weights
 from tests.devices import DEVICE
 from tests.small_models import TinyTransformer
@@ -171,7 +173,7 @@ def test_dropout_of_stacked_models_is_drawn_for_each():
 @pytest.mark.parametrize(
     ("other", "text"),
     [
-        (nn.Conv2d(3, 5, 3, stride=2), "print shows another for model 1 than for the first"),
+        (nn.Conv2d(3, 5, 3, stride=2), "model 1 has another stride than the first; use stacked=F"),
         (nn.Conv2d(3, 5, 3, bias=False), "'bias' is in the first one and not in the other"),
         (nn.Conv2d(3, 4, 3), r"'weight' has shape \[5, 3, 3, 3\] in the first one and \[4, 3, 3"),
     ],
@@ -179,6 +181,57 @@ def test_dropout_of_stacked_models_is_drawn_for_each():
 def test_other_architectures_are_not_stacked(other, text):
     with pytest.raises(ValueError, match=text):
         Ensemble([nn.Conv2d(3, 5, 3), other], stacked=True)
+
+
+class Gain(nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.gain = gain
+
+
+def encoder(n_heads, activation):
+    return nn.TransformerEncoderLayer(6, n_heads, 7, dropout=0.1, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        ([nn.MultiheadAttention(6, n) for n in (3, 3, 2)], "model 2 has another num_heads than"),
+        ([encoder(3, "relu"), encoder(3, "gelu")], "1 has another activation"),
+        ([encoder(3, "relu"), encoder(2, "relu")], "1 has another self_attn.num_heads than"),
+        ([Gain(1), Gain(1.5)], "1 has another gain than"),
+        ([Gain(True), Gain(None)], "1 has another gain than"),
+        ([Gain("a"), Gain("b")], "1 has another gain than"),
+        ([Gain((2, 3)), Gain((2, 5))], "1 has another gain than"),
+        ([Gain([2, 3]), Gain([2, 5])], "1 has another gain than"),
+        ([Gain(torch.relu), Gain(torch.tanh)], "1 has another gain than"),
+        ([Gain(functional.relu), Gain(functional.silu)], "1 has another gain than"),
+        ([Gain(partial(torch.add, alpha=2)), Gain(partial(torch.add, alpha=3))], "another gain"),
+        ([nn.Sequential(nn.ReLU()), nn.Sequential(nn.GELU())], "1 has another class of 0 than"),
+        ([ScheduledDropout(0.3), ScheduledDropout(0.4)], "1 has another text in print than"),
+        ([nn.ReLU(), nn.GELU()], "1 has another class of model than"),
+        ([nn.Sequential(nn.ReLU()), nn.Sequential()], "1 has another set of submodules than"),
+    ],
+)
+def test_models_that_differ_in_no_tensor_are_not_stacked(models, text):
+    with pytest.raises(ValueError, match=text):
+        Ensemble(models, stacked=True)
+
+
+def test_models_that_differ_in_mode_and_private_attributes_are_stacked():
+    models = [encoder(3, "gelu"), encoder(3, "gelu").eval()]
+    models[1]._note = "second"
+    models[1].self_attn.table = torch.ones(2)
+    Ensemble(models, stacked=True)
+
+
+def test_parametrized_models_are_stacked():
+    models = [nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)) for _ in range(2)]
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(Ensemble(models, stacked=True)(x), Ensemble(models)(x))
+    with pytest.raises(ValueError, match="is in the first one and not in the other"):
+        Ensemble([models[0], nn.Linear(3, 2)], stacked=True)
 
 
 def test_bad_ensembles_are_refused():
@@ -259,3 +312,22 @@ def test_the_mean_has_no_gradient():
 def test_other_weights_are_refused(states, text):
     with pytest.raises(ValueError, match=text):
         average_weights(states)
+
+
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        (nn.Linear(2, 1).state_dict(), "expected a list of models or state_dicts, got one Ordered"),
+        (nn.Sequential(nn.Linear(2, 1)), r"got one Sequential; pass \[first, second\]"),
+        (nn.Linear(2, 1), "got one Linear"),
+        ([nn.Linear(2, 1), torch.ones(2)], "expected models or state_dicts, got Tensor"),
+    ],
+)
+def test_what_is_no_list_of_models_is_refused(models, text):
+    with pytest.raises(TypeError, match=text):
+        average_weights(models)
+
+
+def test_the_mean_of_an_ensembles_models():
+    ensemble = Ensemble([Scaled(3.0), Scaled(5.0)])
+    assert average_weights(ensemble.models)["scale"].item() == 4

@@ -348,6 +348,10 @@ def test_errors():
         fixup_scale(0, 2)
     with pytest.raises(ValueError, match="a model of FixupBlocks, found none in Linear"):
         fixup_init_(nn.Linear(2, 2))
+    net.head.weight.data.fill_(2.0)
+    with pytest.raises(ValueError, match="expected classifier to be a layer of the model, got Lin"):
+        fixup_init_(net, classifier=nn.Linear(2, 2))
+    assert (net.head.weight == 2).all()
     with pytest.raises(ValueError, match="scalar_lr_ratio >= 0, got -1"):
         fixup_param_groups(net, lr=0.1, weight_decay=0.1, scalar_lr_ratio=-1)
     with pytest.raises(ValueError, match="lr >= 0, got -2"):

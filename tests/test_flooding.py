@@ -136,8 +136,52 @@ def test_what_is_added_does_not_follow_the_loss():
     flooding = Flooding(0.1)
     loss = torch.tensor(0.2)
     flooding.add(loss).mul_(1024)
-    flooding.flip_([])
+    flooding.flip_([with_gradient()])
     assert flooding.loss.item() == pytest.approx(0.2)
+
+
+def with_gradient():
+    weight = torch.ones(3, requires_grad=True)
+    weight.grad = torch.tensor([1.0, -2.0, 0.5])
+    return weight
+
+
+def test_every_parameter_is_flipped_once():
+    weight, flooding = with_gradient(), Flooding(0.3)
+    for parameters in (weight, [weight, weight], iter([weight])):
+        weight.grad = torch.tensor([1.0, -2.0, 0.5])
+        flooding.add(torch.tensor(0.2))
+        flooding.flip_(parameters)
+        assert weight.grad.tolist() == [-1.0, 2.0, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "text"),
+    [
+        (lambda weight: iter([]), ValueError, "none of the 0 parameters has a gradient to flip"),
+        (lambda weight: [weight.detach()], ValueError, "none of the 1 parameters has a gradient"),
+        (lambda weight: [weight, ("b", weight)], TypeError, r"got tuple; use model.parameters\("),
+        (lambda weight: [{"params": [weight]}], TypeError, "to be tensors, got dict; use model"),
+    ],
+)
+def test_what_cannot_be_flipped_changes_nothing(parameters, error, text):
+    weight, flooding = with_gradient(), Flooding(0.3)
+    flooding.add(torch.tensor(0.2))
+    with pytest.raises(error, match=text):
+        flooding.flip_(parameters(weight))
+    assert weight.grad.tolist() == [1.0, -2.0, 0.5] and flooding.loss.isnan()
+    flooding.flip_([weight])
+    assert weight.grad.tolist() == [-1.0, 2.0, -0.5]
+    assert flooding.loss.item() == pytest.approx(0.2)
+    with pytest.raises(RuntimeError, match="flip_ without a loss"):
+        flooding.flip_([weight])
+
+
+def test_in_evaluation_mode_the_loss_stays():
+    flooding = Flooding(0.3).eval()
+    loss = torch.tensor(0.2)
+    assert flooding(loss).item() == flooding.loss.item() == loss.item()
+    assert flooding.train()(loss).item() == pytest.approx(0.4)
 
 
 def test_gradients_of_all_kinds_are_flipped():
@@ -221,7 +265,7 @@ def test_copies_and_text():
     flooding.add(torch.tensor(0.1))
     for twin in (copy.deepcopy(flooding), pickle.loads(pickle.dumps(flooding))):
         assert repr(twin) == "Flooding(level=0.3, smallest_loss=0.2)"
-        twin.flip_([])
+        twin.flip_([with_gradient()])
         assert twin.loss.item() == pytest.approx(0.1)
     assert flooding.loss.isnan()
 
@@ -230,21 +274,9 @@ def test_copies_and_text():
     ("call", "error", "text"),
     [
         (lambda: Flooding(-0.1), ValueError, "level to be a finite number of at least 0, got -"),
-        (
-            lambda: Flooding(math.nan),
-            ValueError,
-            "level to be a finite number of at least",
-        ),
-        (
-            lambda: Flooding(0.1, smallest_loss=-1.0),
-            ValueError,
-            "smallest_loss to be a finite",
-        ),
-        (
-            lambda: Flooding(0.1)(torch.ones(2)),
-            ValueError,
-            r"a scalar, got shape \[2\]; use",
-        ),
+        (lambda: Flooding(math.nan), ValueError, "level to be a finite number of at least"),
+        (lambda: Flooding(0.1, smallest_loss=-1.0), ValueError, "smallest_loss to be a finite"),
+        (lambda: Flooding(0.1)(torch.ones(2)), ValueError, r"a scalar, got shape \[2\]; use"),
         (lambda: Flooding(0.1).add(torch.ones(1)), ValueError, r"a scalar, got shape \[1\]"),
         (lambda: Flooding(0.1).flip_([]), RuntimeError, r"flip_ without a loss; call add\(loss\)"),
     ],
@@ -252,14 +284,6 @@ def test_copies_and_text():
 def test_errors(call, error, text):
     with pytest.raises(error, match=text):
         call()
-
-
-def test_flipping_twice():
-    flooding = Flooding(0.1)
-    flooding.add(torch.tensor(0.2))
-    flooding.flip_([])
-    with pytest.raises(RuntimeError, match="flip_ without a loss"):
-        flooding.flip_([])
 
 
 # Several processes. -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Penalties on confident and on large outputs."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -13,6 +14,7 @@ from fusedtricks.losses import (
     BinaryCrossEntropyLoss,
     ConfidencePenalty,
     CrossEntropyLoss,
+    binary_cross_entropy,
     confidence_penalty,
     cross_entropy,
     darc1_penalty,
@@ -68,6 +70,20 @@ def test_values_and_gradients(threshold):
         assert_same(*gradients)
 
 
+@pytest.mark.parametrize("threshold", [None, 1.3])
+def test_a_masked_class(threshold):
+    logits = make_logits()
+    mask = torch.zeros(K, dtype=torch.float64)
+    mask[1] = -math.inf
+    penalty = confidence_penalty(logits + mask, threshold=threshold)
+    expected = confidence_penalty(logits[:, [0, 2, 3, 4]], threshold=threshold)
+    assert_same(penalty, expected)
+    gradients = [
+        torch.autograd.grad(1e300 * each, logits)[0] / 1e300 for each in (penalty, expected)
+    ]
+    assert_same(*gradients)
+
+
 def test_descending_makes_outputs_less_confident():
     for threshold in (None, 1.5):
         logits = make_logits()
@@ -99,15 +115,29 @@ def test_losses_of_others():
         (nn.CrossEntropyLoss(reduction="sum"), expected.sum()),
         (functional.cross_entropy, expected.mean()),
         (cross_entropy, expected.mean()),
+        (functools.partial(cross_entropy, reduction="sum"), expected.sum()),
+        (functools.partial(nn.CrossEntropyLoss(reduction="sum")), expected.sum()),
+        (torch.compile(CrossEntropyLoss(reduction="sum"), backend="eager"), expected.sum()),
     ):
         assert_same(ConfidencePenalty(loss, 0.3)(logits, labels), value)
 
 
-@pytest.mark.parametrize("other", [BinaryCrossEntropyLoss(), nn.BCEWithLogitsLoss(), nn.BCELoss()])
-def test_sigmoid_losses_have_no_such_entropy(other):
-    with pytest.raises(
-        TypeError, match=rf"expected a softmax loss, got {type(other).__name__}, wh"
-    ):
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        (BinaryCrossEntropyLoss(), "BinaryCrossEntropyLoss"),
+        (nn.BCEWithLogitsLoss(), "BCEWithLogitsLoss"),
+        (nn.BCELoss(), "BCELoss"),
+        (binary_cross_entropy, "binary_cross_entropy"),
+        (functional.binary_cross_entropy, "binary_cross_entropy"),
+        (functional.binary_cross_entropy_with_logits, "binary_cross_entropy_with_logits"),
+        (functools.partial(binary_cross_entropy, threshold=0.2), "binary_cross_entropy"),
+        (torch.compile(BinaryCrossEntropyLoss(), backend="eager"), "BinaryCrossEntropyLoss"),
+        (torch.compile(binary_cross_entropy, backend="eager"), "binary_cross_entropy"),
+    ],
+)
+def test_sigmoid_losses_have_no_such_entropy(other, name):
+    with pytest.raises(TypeError, match=f"expected a softmax loss, got {name}, which makes"):
         ConfidencePenalty(other, 0.1)
 
 
@@ -194,6 +224,11 @@ LOGITS = torch.zeros(2, K, device="cpu")
             lambda: ConfidencePenalty(nn.KLDivLoss(reduction="batchmean"), 0.1),
             ValueError,
             "ConfidencePenalty: expected reduction to be one of",
+        ),
+        (
+            lambda: ConfidencePenalty(functools.partial(cross_entropy, reduction="x"), 0.1),
+            ValueError,
+            "ConfidencePenalty: expected reduction to be one of .*, got 'x'",
         ),
         (
             lambda: ConfidencePenalty(0.1, 0.2),

@@ -191,6 +191,15 @@ def test_plain_probabilities_might_be_smoothed():
     assert_same(cross_entropy(logits, probabilities), by_hand(logits, probabilities, 0.0).mean())
 
 
+def test_gradients_of_weights():
+    logits = make_logits().detach()
+    q = torch.zeros(N, K, dtype=torch.float64)
+    q[:, 2] = 1
+    q.requires_grad_()
+    cross_entropy(logits, Targets(q), reduction="sum").backward()
+    assert_same(q.grad, -logits.log_softmax(dim=1))
+
+
 # As a module. -------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from fusedtricks.nn.lsuv import LSUVLayer, lsuv_
@@ -225,6 +226,66 @@ def test_layers_that_are_left():
     assert changed == {"one.weight", "one.bias", "two.weight"}
 
 
+class Direct(nn.Module):
+    """Computes with the weights of a layer that it does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.direct, self.last = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = functional.linear(self.first(features), self.direct.weight, self.direct.bias)
+        return self.last(hidden)
+
+
+class Attentive(nn.Module):
+    """Its attention computes with `out_proj` without running it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.last(self.attention(features, features, features, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "not_run"), [(Direct, "direct"), (Attentive, "attention.out_proj")]
+)
+def test_layers_behind_weights_that_stay_are_scaled_by_those(kind, not_run):
+    model = scramble(kind())
+    weight = model.get_submodule(not_run).weight.detach().clone()
+    batch = 3 * torch.randn(20, 6, 8)
+    record = lsuv_(model, batch, tolerance=0.01, max_iterations=2)
+    assert record.left == {not_run: "not run"}
+    assert torch.equal(model.get_submodule(not_run).weight, weight)
+    assert model(batch).std(correction=0).item() == pytest.approx(1, abs=0.005)
+
+
+def test_a_head_that_is_tied_to_an_embedding_is_left():
+    class Language(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(13, 6)
+            self.layer = nn.Linear(6, 6)
+            self.head = nn.Linear(6, 13)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(self.layer(self.embedding(tokens)))
+
+    model = scramble(Language())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tokens = torch.randint(13, (40, 3))
+    record = lsuv_(model, tokens, tolerance=0.01, max_iterations=2)
+    assert record.left == {"head": "shares its weight with embedding"}
+    hidden = model.layer(model.embedding(tokens))
+    assert hidden.std(correction=0).item() == pytest.approx(1, abs=0.005)
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {"layer.weight", "layer.bias"}
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -274,6 +335,10 @@ def test_bad_arguments_change_nothing():
             lsuv_(model, batch, **{name: value})
     with pytest.raises(ValueError, match="max_iterations >= 1, got 0"):
         lsuv_(model, batch, max_iterations=0)
+    with pytest.raises(TypeError, match=r"max_iterations to be an int, got 1\.5"):
+        lsuv_(model, batch, max_iterations=1.5)
+    with pytest.raises(TypeError, match=r"a tuple of tensors, got a list; .* batch\[0\]"):
+        lsuv_(model, [batch, torch.zeros(17)])
     with pytest.raises(ValueError, match=r"outputs of first that vary .* deviation of 0.0; use a"):
         lsuv_(model, torch.zeros(2, 3, 7, 9))
     with pytest.raises(ValueError, match="deviation of nan"):
@@ -288,6 +353,23 @@ def test_bad_arguments_change_nothing():
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_error_puts_the_random_state_back(own):
+    model = Net()
+    generator = torch.Generator()
+    states = [*random_states(), generator.get_state()]
+    with pytest.raises(ValueError, match="use a larger batch"):
+        lsuv_(model, torch.zeros(2, 3, 7, 9), generator=generator if own else None)
+    assert all(map(torch.equal, [*random_states(), generator.get_state()], states))
+
+
+def test_success_moves_the_random_state_on():
+    model, batch = Net(), torch.randn(17, 3, 7, 9)
+    state = random_states()[-1]
+    lsuv_(model, batch)
+    assert not torch.equal(random_states()[-1], state)
 
 
 def test_weights_that_cannot_be_set_are_refused():

@@ -66,7 +66,16 @@ def test_values_that_are_not_finite(bad):
 
 @pytest.mark.parametrize(
     ("layer", "bounds"),
-    [(nn.Sigmoid(), (0, 1)), (nn.Tanh(), (-1, 1)), (nn.Softsign(), (-1, 1)), (nn.ReLU(), None)],
+    [
+        (nn.Sigmoid(), (0, 1)),
+        (nn.Hardsigmoid(), (0, 1)),
+        (nn.Tanh(), (-1, 1)),
+        (nn.Softsign(), (-1, 1)),
+        (nn.Hardtanh(-2.0, 5.0), (-2, 5)),
+        (nn.ReLU6(), (0, 6)),
+        (type("MyTanh", (nn.Tanh,), {})(), (-1, 1)),
+        (nn.ReLU(), None),
+    ],
 )
 def test_saturation(layer, bounds):
     inputs = torch.linspace(-9, 9, 37, dtype=torch.float64).requires_grad_()
@@ -268,6 +277,9 @@ def test_bad_losses_and_states_change_nothing():
     model(torch.randn(2, 3, 5, 5)).sum().backward()
     with pytest.raises(ValueError, match=r"step: .* one element, got shape \[2, 3\]; average it"):
         monitor.step(torch.ones(2, 3))
+    for bad in ("a", [1.0]):
+        with pytest.raises(TypeError, match="step: expected loss to be a number or a tensor, got"):
+            monitor.step(bad)
     with pytest.raises(ValueError, match=r"load_state_dict: .* got other bins of the histograms"):
         monitor.load_state_dict(before | {"edges": [1.0]})
     with pytest.raises(ValueError, match=r"load_state_dict: .* got no 'losses'"):

@@ -172,6 +172,17 @@ def test_nothing_to_draw(state):
         draw_histograms(state, io.BytesIO(), kind="weight")
 
 
+@pytest.mark.parametrize("draw", [draw_monitor, draw_histograms])
+def test_what_is_no_state(draw, state):
+    text = rf"{draw.__name__}: .* what Monitor.state_dict\(\) returned, got "
+    with pytest.raises(TypeError, match=text + r"Monitor; call monitor.state_dict\(\)"):
+        draw(Monitor(build_model(), every=2), io.BytesIO())
+    for key in ("losses" if draw is draw_monitor else "edges", "records"):
+        rest = {name: value for name, value in state.items() if name != key}
+        with pytest.raises(ValueError, match=text + f"a dict without '{key}'; call monitor"):
+            draw(rest, io.BytesIO())
+
+
 # Filters. -----------------------------------------------------------------------------------------
 
 
@@ -211,6 +222,9 @@ def test_what_is_no_first_layer():
             draw_filters(weight, io.BytesIO())
     with pytest.raises(ValueError, match="expected finite weights, got inf or NaN"):
         draw_filters(torch.full((1, 1, 2, 2), math.nan), io.BytesIO())
+    for dtype in (torch.complex64, torch.int64):
+        with pytest.raises(TypeError, match=f"weight to be floating point, got {dtype}; draw real"):
+            draw_filters(torch.ones(2, 1, 3, 3).to(dtype), io.BytesIO())
     with pytest.raises(TypeError, match=r"such as conv\.weight, got Conv2d"):
         draw_filters(nn.Conv2d(3, 4, 5), io.BytesIO())
 
@@ -242,7 +256,8 @@ class FirstLayer(nn.Sequential):
         return self[3](self[2](self[1](self[0](images))))
 
 
-def test_the_python_in_the_manual_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [[1.0, 0.8, 0.7], [0.7]])
+def test_the_python_in_the_manual_runs(first, tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     monkeypatch.chdir(tmp_path)
@@ -252,7 +267,7 @@ def test_the_python_in_the_manual_runs(tmp_path, monkeypatch):
     compile_, reset = torch.compile, torch._dynamo.reset
     monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="eager"))
     reset()
-    val_losses = iter([1.0, 0.8, 0.7, *[0.9] * 9])
+    val_losses = iter([*first, *[0.9] * 9])
     with torch.device("cpu"):
         model = FirstLayer()
         names = {

@@ -44,6 +44,7 @@ def test_only_the_chosen_tasks_run():
     assert model.heads["kind"].weight.grad is None
     assert model.encoder.weight.grad is not None
     assert model(x, tasks=[]) == {}
+    assert list(model(x, tasks=iter(["age"]))) == ["age"]
 
 
 def test_hard_sharing_is_compiled_pickled_and_cast():
@@ -67,6 +68,8 @@ def test_bad_tasks_are_refused():
         HardSharing(nn.Identity(), {"age": nn.ReLU})
     with pytest.raises(TypeError, match="expected encoder to be a Module, got type"):
         HardSharing(nn.ReLU, {"age": nn.Identity()})
+    with pytest.raises(TypeError, match="expected encoder to be a Module, got str"):
+        HardSharing("resnet", {"encoder": nn.Identity()})
 
 
 # Soft sharing. ------------------------------------------------------------------------------------
@@ -130,6 +133,10 @@ def test_penalty_takes_wrapped_models_in_a_compiled_function():
         ([nn.ReLU(), nn.ReLU()], "expected models with parameters, got none"),
         ([nn.Linear(3, 1), nn.Linear(3, 1, bias=False)], "'bias' is in the first one and not in"),
         ([nn.Linear(3, 1), nn.Linear(3, 1), nn.Linear(1, 1)], r"'weight' has shape \[1, 3\] in"),
+        (
+            [nn.Linear(3, 1), nn.Linear(3, 1), nn.Linear(3, 1, device="meta")],
+            r"same device, but 'weight' is on .* and on meta in another; .* \.to\(device\)",
+        ),
     ],
 )
 def test_models_that_do_not_match_are_refused(models, text):
@@ -143,7 +150,8 @@ def test_models_that_do_not_match_are_refused(models, text):
 def two_weights(s_depth=0.0, s_kind=0.0):
     weighting = UncertaintyWeighting({"depth": "regression", "kind": "classification"})
     with torch.no_grad():
-        weighting.log_variances.copy_(torch.tensor([s_depth, s_kind]))
+        weighting.log_variances["depth"].fill_(s_depth)
+        weighting.log_variances["kind"].fill_(s_kind)
     return weighting
 
 
@@ -161,7 +169,9 @@ def test_total_computed_by_hand():
 def test_equals_equation_10_with_its_gradients():
     weighting = two_weights(0.7, -1.3)
     depth, kind = (torch.tensor(value, requires_grad=True) for value in (2.3, 0.4))
-    weighting({"depth": depth, "kind": kind}).backward()
+    total = weighting({"kind": kind, "depth": depth})
+    assert total.shape == ()
+    total.backward()
     sigmas = torch.tensor([0.7, -1.3], dtype=torch.float64).div(2).exp().requires_grad_()
     losses = torch.tensor([2.3, 0.4], dtype=torch.float64, requires_grad=True)
     first, second = sigmas
@@ -170,7 +180,8 @@ def test_equals_equation_10_with_its_gradients():
     torch.testing.assert_close(torch.stack([depth.grad, kind.grad]).double(), losses.grad)
     # d/ds = d/dsigma * sigma / 2.
     expected = sigmas.grad * sigmas.detach() / 2
-    torch.testing.assert_close(weighting.log_variances.grad.double(), expected)
+    found = torch.cat([weighting.log_variances[task].grad for task in ("depth", "kind")])
+    torch.testing.assert_close(found.double(), expected)
 
 
 def test_learned_variances_are_those_of_the_losses():
@@ -181,9 +192,19 @@ def test_learned_variances_are_those_of_the_losses():
         weighting({"depth": torch.tensor(0.3), "kind": torch.tensor(1.2)}).backward()
         optimizer.step()
     # Where the derivative is 0: sigma^2 = loss for regression, 2 * loss for classification.
-    torch.testing.assert_close(
-        weighting.log_variances.detach().exp(), torch.tensor([0.3, 2.4]), rtol=1e-4, atol=0
-    )
+    found = [weighting.log_variances[task].exp().item() for task in ("depth", "kind")]
+    assert found == pytest.approx([0.3, 2.4], rel=1e-4)
+
+
+def test_a_checkpoint_fits_tasks_in_another_order():
+    weighting = two_weights(0.5, 0.25)
+    other = UncertaintyWeighting({"kind": "classification", "depth": "regression"})
+    other.load_state_dict(weighting.state_dict())
+    losses = {"kind": torch.tensor(0.5), "depth": torch.tensor(3.0)}
+    assert torch.equal(other(losses), weighting(losses))
+    third = UncertaintyWeighting({"depth": "regression", "size": "classification"})
+    with pytest.raises(RuntimeError, match=r"log_variances\.size"):
+        third.load_state_dict(weighting.state_dict())
 
 
 def test_weighting_is_compiled_pickled_and_keeps_float32():
@@ -208,5 +229,10 @@ def test_bad_losses_are_refused():
         UncertaintyWeighting({"a": "ranking"})
     with pytest.raises(ValueError, match=r"to be some of \['depth', 'kind'\], got 'size'"):
         two_weights()({"size": torch.tensor(1.0)})
+    for shape in ([2], [1]):
+        with pytest.raises(
+            ValueError, match=rf"'kind' to be a scalar, got shape \[{shape[0]}\]; take"
+        ):
+            two_weights()({"depth": torch.tensor(1.0), "kind": torch.ones(shape)})
     with pytest.raises(ValueError, match="expected at least one loss, got none"):
         two_weights()({})

@@ -67,12 +67,24 @@ def test_layer_is_copied_pickled_and_cast():
     expected = layer(x)
     for each in copies:
         torch.testing.assert_close(each(x), expected, rtol=1e-3, atol=0)
-    low = copy.deepcopy(layer).bfloat16()
-    assert low(x).max().item() == pytest.approx(1 / (1 - low.p.item()), rel=1e-6)
+    for dtype in (torch.bfloat16, torch.float64):
+        low = nn.Sequential(copy.deepcopy(layer)).to(dtype)[0]
+        assert low.p.dtype == torch.float32
+        assert low(x).max().item() == pytest.approx(1 / 0.7, rel=1e-6)
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         assert layer(x.bfloat16()).dtype == torch.bfloat16
     assert "0.3" in repr(layer) and "per='sample'" in repr(layer)
     repr(layer.to("meta"))
+
+
+def test_p_is_made_again_after_a_start_without_memory():
+    with torch.device("meta"):
+        layer = ScheduledDropout(0.3)
+    layer.bfloat16().to_empty(device=DEVICE)
+    layer.p.fill_(7)
+    layer.reset_parameters()
+    assert layer.p.device.type == DEVICE.type
+    assert layer.p.item() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +120,59 @@ def test_a_compiled_model_with_our_layer_is_compiled_once():
     model = nn.Sequential(nn.Identity(), nn.Dropout(0.8))
     assert compilations(copy.deepcopy(model), 5) >= 5
     assert compilations(ScheduledDropout.convert(model), 12) == 1
+
+
+class Attention(nn.Module):
+    """Reads the p of its layer, as timm's does."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.attn_drop, self.proj_drop = nn.Dropout(p), nn.Dropout(p)
+
+    def forward(self, x):
+        p = self.attn_drop.p if self.training else 0.0
+        return self.proj_drop(nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=p))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_layers_whose_p_is_read_are_left(p):
+    model = ScheduledDropout.convert(nn.Sequential(Attention(p)))
+    assert type(model[0].attn_drop) is nn.Dropout
+    assert type(model[0].proj_drop) is ScheduledDropout
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert compiled(torch.randn(2, 3, 5, 7)).shape == (2, 3, 5, 7)
+
+
+def test_a_vision_transformer_of_timm_is_compiled_once():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        depth=2,
+        img_size=32,
+        attn_drop_rate=0.15,
+        proj_drop_rate=0.25,
+        drop_path_rate=0.35,
+    )
+    ScheduledDropout.convert(model)
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    schedule = DropoutSchedule(compiled, Linear(11), kinds=ScheduledDropout)
+    for _ in range(3):
+        compiled(torch.randn(2, 3, 32, 32))
+        schedule.step()
+    assert counter.frame_count == 1
+
+
+def test_new_layers_are_where_the_model_is():
+    model = nn.Sequential(nn.Dropout(0.3), nn.Linear(3, 4, device="meta"))
+    assert ScheduledDropout.convert(model)[0].p.device.type == "meta"
+    with torch.device("cpu"):
+        model = nn.Sequential(nn.Dropout(0.3), nn.BatchNorm1d(4, affine=False))
+    with torch.device("meta"):
+        ScheduledDropout.convert(model)
+    assert model[0].p.device.type == "cpu"
 
 
 def test_all_layers_that_can_be_are_converted():

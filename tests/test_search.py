@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from fusedtricks import _extras
 from fusedtricks.train.search import best_on_border, refine
 
 optuna = pytest.importorskip("optuna")
@@ -59,6 +58,12 @@ def one_trial(distribution, value):
         (Float(0.0, 0.6, step=0.2), 0.6, "high"),
         (Category([1, 2, 3]), 1, None),
         (Float(0.5, 0.5), 0.5, None),
+        # Of two values, each is at a border.
+        (Int(0, 1), 1, None),
+        (Int(8, 24, step=16), 8, None),
+        (Float(0.1, 0.4, step=0.3), 0.4, None),
+        (Int(0, 2), 2, "high"),
+        (Float(0.0, 1e-3), 1e-3, "high"),
     ],
 )
 def test_borders_by_hand(distribution, value, side):
@@ -89,6 +94,11 @@ def test_the_best_trial_decides(direction, side):
         "low": "The best lr, 0.0002, is at the lower border of 0.0001 to 1: search smaller values",
     }
     assert found.message == texts[side] + " too, unless there are none."
+
+
+def test_integers_are_written_in_full():
+    (found,) = best_on_border(one_trial(Int(1000, 3333), 3301), margin=0.1)
+    assert "The best x, 3301, is at the upper border of 1000 to 3333: search" in found.message
 
 
 def test_ranges_of_all_trials_count():
@@ -170,6 +180,42 @@ def test_finer_ranges_by_hand(distribution, values, shrink, expected):
     check(ranges["x"], expected)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("distribution", "value", "expected"),
+    [
+        # 3 * 0.3 is 0.8999999999999999, and 6 * 0.1 is 0.6000000000000001.
+        (Float(0.0, 0.9, step=0.3), 0.8999999999999999, (0.3, 0.9)),
+        (Float(0.0, 0.9, step=0.3), 0.3, (0.0, 0.6)),
+        (Float(0.1, 0.8, step=0.1), 0.1 + 6 * 0.1, (0.4, 0.8)),
+        (Float(-0.3, 0.6, step=0.1), 0.0, (-0.3, 0.3)),
+        (Int(3, 31, step=7), 31, (17, 31)),
+    ],
+)
+def test_steps_are_counted_exactly(distribution, value, expected):
+    found = refine(one_trial(distribution, value), shrink=0.5, n_best=1)["x"]
+    assert (found.low, found.high) == expected
+    assert type(found.low) is type(distribution.low)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sampled_best_value_on_a_grid_is_kept():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(lambda trial: -trial.suggest_float("n", 0, 0.9, step=0.3), n_trials=12)
+    assert study.best_params["n"] == 0.8999999999999999
+    found = refine(study, shrink=0.5, n_best=5)["n"]
+    assert found.high == 0.9 and found._contains(study.best_params["n"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_later_grid_stays_inside_what_was_searched():
+    study = one_trial(Int(0, 9, step=3), 9)
+    later = {"params": {"x": 4}, "distributions": {"x": Int(0, 8, step=4)}, "value": 2.0}
+    study.add_trial(optuna.trial.create_trial(**later))
+    # 9 is between 8 and 12, which was never searched.
+    check(refine(study, shrink=0.5, n_best=1)["x"], Int(4, 8, step=4))
+
+
 def test_all_parameters_of_the_best_trials_are_there():
     ranges = {"a": Float(0.0, 8.0), "b": Int(0, 64), "c": Category(["x", "y"])}
     trials = [
@@ -217,48 +263,3 @@ def test_coarse_to_fine_finds_what_the_coarse_stage_missed():
             study.tell(trial, loss(**trial.params))
     assert widths == sorted(widths, reverse=True) and widths[-1] < 1
     assert study.best_value < min(0.05, coarse.best_value)
-
-
-# Errors. ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("function", [best_on_border, refine])
-def test_studies_without_a_best_trial(function):
-    name = function.__name__
-    with pytest.raises(TypeError, match=f"{name}: expected an optuna.Study, got list"):
-        function([])
-    with pytest.raises(ValueError, match=f"{name}: expected a study with one objective, got 2"):
-        function(optuna.create_study(directions=["minimize", "maximize"]))
-    text = f"{name}: .* finite value, got 0 trials without one; run study.optimize first"
-    with pytest.raises(ValueError, match=text):
-        function(optuna.create_study())
-    study = make_study({"x": Float(0.0, 1.0)}, [(math.inf, {"x": 0.5})])
-    with pytest.raises(ValueError, match="got 1 trials without one"):
-        function(study)
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "text"),
-    [
-        (best_on_border, {"margin": 0.5}, r"expected margin in \[0, 0.5\), got 0.5"),
-        (best_on_border, {"margin": -0.1}, r"expected margin in \[0, 0.5\), got -0.1"),
-        (refine, {"shrink": 1.0}, r"expected shrink in \(0, 1\), got 1.0"),
-        (refine, {"shrink": 0}, r"expected shrink in \(0, 1\), got 0"),
-        (refine, {"n_best": 0}, "n_best to be an int of at least 1, got 0"),
-        (refine, {"n_best": 2.0}, "n_best to be an int of at least 1, got 2.0"),
-    ],
-)
-def test_bad_arguments(function, arguments, text):
-    study = one_trial(Float(0.0, 1.0), 0.5)
-    with pytest.raises(ValueError, match=f"{function.__name__}: .*{text}"):
-        function(study, **arguments)
-
-
-def test_without_optuna(monkeypatch):
-    def fail(name):
-        raise ImportError("gone")
-
-    study = one_trial(Float(0.0, 1.0), 0.5)
-    monkeypatch.setattr(_extras.importlib, "import_module", fail)
-    with pytest.raises(_extras.MissingExtraError, match=r"pip install 'fusedtricks\[search\]'"):
-        refine(study)

@@ -140,6 +140,15 @@ def test_compiled():
 
 
 ONES = torch.ones(2, 3, device="cpu")
+PARTNER = torch.tensor([1, 0], device="cpu")
+
+
+def mix(partner, own_share):
+    return lambda: as_targets(PARTNER).mix(partner, own_share)
+
+
+def shares(*values):
+    return torch.tensor(values, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +161,25 @@ ONES = torch.ones(2, 3, device="cpu")
         (lambda: Targets(ONES, smoothing=1.5), ValueError, r"label_smoothing in \[0, 1\], got 1.5"),
         (lambda: Targets(ONES).probabilities(4), ValueError, "expected targets of 4 classes, got"),
         (lambda: Targets(ONES).smooth(-0.1, 3), ValueError, r"smooth: expected label_smoothing in"),
+        (mix(PARTNER[:1], shares(0.3, 0.4)), ValueError, r"partner of shape \[2\], got \[1\]"),
+        (mix(PARTNER[:, None], shares(0.3, 0.4)), ValueError, r"of shape \[2\], got \[2, 1\]"),
+        (mix(PARTNER > 0, shares(0.3, 0.4)), TypeError, "partner of int64, got torch.bool"),
+        (mix(PARTNER, 0.3), TypeError, r"own_share .* tensor, got float; use torch.tensor\(0.5\)"),
+        (mix(PARTNER, PARTNER), TypeError, "own_share .* tensor, got torch.int64"),
+        (mix(PARTNER, shares(0.3)), ValueError, r"own_share of shape \[\] or \[2\], got \[1\]"),
+        (
+            mix(PARTNER, shares(0.3, 1.5)),
+            ValueError,
+            r"mix: expected own_share in \[0, 1\], got 1.5",
+        ),
+        (mix(PARTNER, shares(-0.5, 0.3)), ValueError, r"own_share in \[0, 1\], got -0.5"),
+        (mix(PARTNER, shares(0.3, float("nan"))), ValueError, r"own_share in \[0, 1\], got nan"),
+        (
+            lambda: as_targets(PARTNER + 6).probabilities(3),
+            ValueError,
+            "probabilities: expected labels from 0 to 2, got 6",
+        ),
+        (lambda: as_targets(PARTNER - 1).probabilities(3), ValueError, "from 0 to 2, got -1"),
         (lambda: as_targets([1, 2]), TypeError, "or Targets, got list"),
         (lambda: as_targets(ONES[0]), ValueError, r"shape \(N, K\), got \[3\]; labels must be int"),
         (lambda: as_targets(ONES.long()), ValueError, r"expected labels of shape \(N,\)"),

@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ class Teacher(nn.Module):
         self.seen = []
 
     def forward(self, inputs):
-        assert not torch.is_grad_enabled()
+        assert not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         self.seen.append(inputs.tolist())
         return self.layers(inputs)
 
@@ -180,6 +182,70 @@ def test_the_state_of_something_else():
     assert len(cache.teacher.seen) == 1
 
 
+def test_the_state_has_other_dtypes():
+    cache = TeacherCache(Teacher(), N_SAMPLES, K)
+    expected = cache(*batch(6))
+    for dtypes in ((torch.float32, torch.uint8), (torch.int32, torch.bool)):
+        empty = TeacherCache(Teacher(), N_SAMPLES, K).state_dict()
+        state = {name: each.to(to) for (name, each), to in zip(empty.items(), dtypes, strict=True)}
+        with pytest.raises(TypeError, match=f"torch.bool, got {dtypes[0]} and {dtypes[1]}"):
+            cache.load_state_dict(state)
+    assert torch.equal(cache(*batch(6)), expected)
+
+
+# Logits that float16 cannot hold, and ones that it can. -------------------------------------------
+
+
+@pytest.mark.parametrize("value", [7e4, float("inf"), float("nan")])
+def test_logits_that_are_too_large(value):
+    teacher = nn.Linear(3, K)
+    with torch.no_grad():
+        teacher.bias[1] = value
+    half = TeacherCache(teacher, N_SAMPLES, K, dtype=torch.float16)
+    text = r"are NaN, or above 65504\.0, .* number of torch.float16; .* such as torch.float32"
+    with pytest.raises(ValueError, match=text):
+        half(*batch(1, 2))
+    assert not half.state_dict()["is_known"].any()
+    state = dict(TeacherCache(teacher, N_SAMPLES, K).state_dict())
+    state["logits"] = torch.full((N_SAMPLES, K), value, device="cpu")
+    with pytest.raises(ValueError, match=text):
+        half.load_state_dict(state)
+    assert not half.state_dict()["logits"].any()
+
+
+def test_a_teacher_may_rule_out_a_class():
+    teacher = nn.Linear(3, K)
+    with torch.no_grad():
+        teacher.bias[1] = -torch.inf
+    cache = TeacherCache(teacher, N_SAMPLES, K, dtype=torch.float16)
+    assert (cache(*batch(1, 2))[:, 1] == -torch.inf).all()
+
+
+# The compiler. ------------------------------------------------------------------------------------
+
+
+def test_compiled():
+    cache = TeacherCache(Teacher(), N_SAMPLES, K)
+
+    def step(inputs, indices, labels):
+        return 2 * cache(inputs + 0, indices, labels)
+
+    compiled = torch.compile(step, backend="aot_eager")
+    for indices in ([3, 0, 7], [0, 7], [7, 10, 3, 1]):
+        expected = 2 * cache.teacher.in_evaluation(indices)
+        torch.testing.assert_close(compiled(*batch(*indices)), expected)
+    assert [len(inputs) for inputs in cache.teacher.seen] == [3, 2]
+
+
+def test_the_import_does_not_load_the_compiler():
+    # It takes longer than all the rest.
+    loaded = "print('torch._dynamo' in sys.modules)"
+    code = f"import sys, torch; {loaded}; import fusedtricks, fusedtricks.losses; {loaded}"
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    before, after = output.split()
+    assert after == before
+
+
 # Contradictions. ----------------------------------------------------------------------------------
 
 
@@ -205,16 +271,8 @@ ONE = torch.ones(1, 3, device="cpu"), torch.tensor([0], device="cpu")
     ("call", "error", "text"),
     [
         (lambda cache: cache(ONE[0], ONE[1] - 1, ONE[1]), ValueError, "n_samples - 1 = 10, got -1"),
-        (
-            lambda cache: cache(ONE[0], ONE[1] + 11, ONE[1]),
-            ValueError,
-            "from 0 to .*, got 11",
-        ),
-        (
-            lambda cache: cache(ONE[0], ONE[0][:, 0], ONE[1]),
-            TypeError,
-            "an integer dtype, got",
-        ),
+        (lambda cache: cache(ONE[0], ONE[1] + 11, ONE[1]), ValueError, "from 0 to .*, got 11"),
+        (lambda cache: cache(ONE[0], ONE[0][:, 0], ONE[1]), TypeError, "an integer dtype, got"),
         (
             lambda cache: cache(ONE[0], torch.tensor([0, 1]), ONE[1]),
             ValueError,
@@ -225,6 +283,7 @@ ONE = torch.ones(1, 3, device="cpu"), torch.tensor([0], device="cpu")
             ValueError,
             r"logits of shape \[1, 6\] from the teacher, got \[1, 5\]",
         ),
+        (lambda cache: cache(*ONE, torch.tensor([0, 1])), ValueError, "of the 1 inputs, got 2"),
         (lambda cache: TeacherCache(cache.teacher, 0, 5), ValueError, "at least 1, got 0 and 5"),
         (
             lambda cache: TeacherCache(cache.teacher, 3, 5, dtype=torch.int32),

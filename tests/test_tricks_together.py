@@ -65,9 +65,7 @@ class Training:
         self.optimizer = optim.AdamW(
             groups, lr=0.02, betas=(0.8, 0.95), clip_grad_norm=2.0, centralize_grad="conv"
         )
-        self.decay = nn.OrthogonalDecay(
-            self.optimizer, nn.orthogonal_weights(self.model), strength=1e-3
-        )
+        self.decay = nn.OrthogonalDecay(self.optimizer, self.model, strength=1e-3)
         self.scheduler = ScheduledLR(self.optimizer, Cosine(40).with_warmup(5, "inside"))
         self.dropout = nn.DropoutSchedule(self.model, Cosine(40))
         self.ema = nn.ModelEMA(self.model, half_life=4.0, warmup=True)

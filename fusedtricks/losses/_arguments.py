@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fusedtricks.targets import Targets, as_targets, check_smoothing
+from fusedtricks.targets import Targets, as_targets, check_labels, check_smoothing
 
 __all__ = [
     "check_number",
@@ -85,7 +85,7 @@ def checked_targets(
             f"{targets.weights.shape[0]}"
         )
     if targets.classes is not None:
-        _check_labels(what, targets.classes, n_classes)
+        check_labels(what, targets.classes, n_classes)
     elif targets.weights.shape[1] != n_classes:
         raise ValueError(
             f"{what}: expected probabilities of the {n_classes} classes of logits, got shape "
@@ -99,16 +99,3 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     return losses.mean() if reduction == "mean" else losses.sum()
-
-
-def _check_labels(what: str, labels: Tensor, n_classes: int) -> None:
-    # Elsewhere, reading them would wait for the device, or break the graph; the gather that
-    # follows traps them.
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
-        return
-    for label in (labels.min().item(), labels.max().item()):
-        if not 0 <= label < n_classes:
-            raise ValueError(
-                f"{what}: expected labels from 0 to {n_classes - 1}, got {label}; samples to be "
-                "ignored must be left out of the batch"
-            )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fusedtricks.losses._arguments import check_number, check_reduction, checked_logits
-from fusedtricks.losses.penalties import check_softmax_loss
+from fusedtricks.losses.penalties import reduction_of_softmax_loss
 from fusedtricks.losses.softmax_loss import cross_entropy
 from fusedtricks.targets import Targets
 
@@ -27,7 +27,7 @@ def distillation_loss(
     The gradient of the cross-entropy itself falls with 1 / temperature^2; the factor keeps the
     weight of this loss beside that of the labels. The KL divergence, which timm has here, is
     smaller by temperature^2 times the entropy of the teacher and has the same gradients. None flow
-    to the teacher.
+    to the teacher. A class that both rule out, with logits of -inf, counts nothing.
 
     Args:
         student_logits: Shape (N, K), floating point; 16 bits are computed with in float32.
@@ -71,8 +71,8 @@ class DistillationLoss(nn.Module):
     + soft_weight * distillation_loss(student_logits, teacher_logits)
 
     Called as loss(student_logits, teacher_logits, targets). The soft part is reduced as the hard
-    one is: as `loss.reduction` says, or to its mean. For the soft part alone there is
-    `distillation_loss`.
+    one is: as `loss.reduction` says, or the reduction of a functools.partial, or else to its mean.
+    For the soft part alone there is `distillation_loss`.
 
     Args:
         loss: The hard part, called as loss(logits, targets); a softmax loss, such as
@@ -106,7 +106,7 @@ class DistillationLoss(nn.Module):
         hard_weight: float = 1.0,
         soft_weight: float = 1.0,
     ) -> None:
-        check_softmax_loss("DistillationLoss", loss)
+        reduction = reduction_of_softmax_loss("DistillationLoss", loss)
         check_number("DistillationLoss", "temperature", temperature, above=0)
         check_number("DistillationLoss", "hard_weight", hard_weight, at_least=0)
         check_number("DistillationLoss", "soft_weight", soft_weight, at_least=0)
@@ -115,8 +115,7 @@ class DistillationLoss(nn.Module):
         self.temperature = temperature
         self.hard_weight = hard_weight
         self.soft_weight = soft_weight
-        self.reduction = getattr(loss, "reduction", "mean")
-        check_reduction("DistillationLoss", self.reduction)
+        self.reduction = reduction
 
     def forward(
         self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | Targets

@@ -27,7 +27,8 @@ class Flooding(nn.Module):
     gradient must come from losses that were added. Scaled gradients may stay scaled.
 
     At L == level the gradient is 0, as that of torch.abs. A NaN anywhere makes all NaN. The host
-    never waits for a GPU. For training only; `loss` is what to log, before flooding.
+    never waits for a GPU. In evaluation mode, a loss comes back as it is. `loss` is what to log,
+    before flooding.
 
     Args:
         level: The level b, in units of the loss, at least 0; 0 changes no cross-entropy. It has
@@ -85,6 +86,8 @@ class Flooding(nn.Module):
     def forward(self, loss: Tensor) -> Tensor:
         """Return the flooded loss of an update that is one batch, a scalar.
 
+        In evaluation mode, return the loss itself.
+
         Args:
             loss: Mean loss of this process, a floating point scalar.
 
@@ -93,6 +96,8 @@ class Flooding(nn.Module):
         """
         _check_scalar(loss)
         self.loss = self._global_mean(loss.detach())
+        if not self.training:
+            return loss
         return self._sign() * (loss - self.level) + self.level
 
     def add(self, loss: Tensor) -> Tensor:
@@ -111,31 +116,34 @@ class Flooding(nn.Module):
         return loss
 
     @torch.no_grad()
-    def flip_(self, parameters: Iterable[Tensor]) -> None:
+    def flip_(self, parameters: Tensor | Iterable[Tensor]) -> None:
         """Multiply the gradients by the sign of what was added, less the level; forget the sum.
 
         To be called after the last backward of an update, in all processes, before clipping and
         before the step.
 
         Args:
-            parameters: Those that the optimizer updates; ones without gradients are left out.
+            parameters: Those that the optimizer updates; ones without gradients are left out, and
+                ones that come up twice are flipped once.
 
         Raises:
             RuntimeError: If nothing was added since the last call.
+            ValueError: If no parameter has a gradient; the sum is kept.
+            TypeError: If one is no tensor; the sum is kept.
         """
         if self._added is None:
             raise RuntimeError(
                 "Flooding: flip_ without a loss; call add(loss) for every micro-batch, or "
                 "flooding(loss) if an update is one batch"
             )
+        grads = _gradients(parameters)
         added, self._added = self._added, None
         self.loss = self._global_mean(added)
         sign = self._sign()
-        grads: dict[torch.device, list[Tensor]] = {}
-        for parameter in parameters:
-            if parameter.grad is not None:
-                grads.setdefault(parameter.grad.device, []).append(parameter.grad)
-        for device, of_device in grads.items():
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for grad in grads:
+            by_device.setdefault(grad.device, []).append(grad)
+        for device, of_device in by_device.items():
             torch._foreach_mul_(of_device, sign.to(device, non_blocking=True))
 
     def extra_repr(self) -> str:
@@ -162,6 +170,24 @@ def _check_scalar(loss: Tensor) -> None:
             f"Flooding: expected the mean loss, a scalar, got shape {list(loss.shape)}; use "
             'reduction="mean"'
         )
+
+
+def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for parameter in parameters:
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"Flooding: expected parameters to be tensors, got {type(parameter).__name__}; use "
+                "model.parameters()"
+            )
+    grads = [parameter.grad for parameter in dict.fromkeys(parameters)]
+    grads = [grad for grad in grads if grad is not None]
+    if not grads:
+        raise ValueError(
+            f"Flooding: none of the {len(parameters)} parameters has a gradient to flip; call "
+            "flip_ after backward, with a list or a fresh model.parameters()"
+        )
+    return grads
 
 
 def _wide(loss: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Terms that are added to a loss to keep outputs from becoming extreme."""
 
+import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -11,12 +13,17 @@ from fusedtricks.losses._arguments import (
     checked_logits,
     reduced,
 )
-from fusedtricks.losses.sigmoid_loss import BinaryCrossEntropyLoss
+from fusedtricks.losses.sigmoid_loss import BinaryCrossEntropyLoss, binary_cross_entropy
 from fusedtricks.targets import Targets
 
-__all__ = ["ConfidencePenalty", "check_softmax_loss", "confidence_penalty", "darc1_penalty"]
+__all__ = ["ConfidencePenalty", "confidence_penalty", "darc1_penalty", "reduction_of_softmax_loss"]
 
 _SIGMOID_LOSSES = (BinaryCrossEntropyLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
+_SIGMOID_FUNCTIONS = (
+    binary_cross_entropy,
+    functional.binary_cross_entropy_with_logits,
+    functional.binary_cross_entropy,
+)
 
 
 def confidence_penalty(
@@ -25,7 +32,8 @@ def confidence_penalty(
     """Return the negative entropy of softmax(logits), or how far the entropy is below a threshold.
 
     With p = softmax(logits) and H = -sum_k p[k] * log(p[k]), the penalty of a sample is -H, or
-    max(0, threshold - H). It is to be added to a loss, times a positive weight.
+    max(0, threshold - H). It is to be added to a loss, times a positive weight. A class whose logit
+    is -inf counts nothing: 0 * log(0) is 0.
 
     The source's section 3 prints the hinge as L - beta * max(0, threshold - H), which would reward
     confidence; the sign here is that of its text, and of its L - beta * H.
@@ -54,7 +62,8 @@ def confidence_penalty(
     check_reduction("confidence_penalty", reduction)
     _check_threshold("confidence_penalty", threshold)
     log_p = functional.log_softmax(checked_logits("confidence_penalty", logits), dim=1)
-    penalties = (log_p.exp() * log_p).sum(dim=1)
+    # 0 * log(0) is 0, and so are its gradients.
+    penalties = (log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0)).sum(dim=1)
     if threshold is not None:
         penalties = functional.relu(threshold + penalties)
     return reduced(penalties, reduction)
@@ -64,7 +73,8 @@ class ConfidencePenalty(nn.Module):
     """A softmax loss with a penalty on confident outputs; called as loss(logits, targets).
 
     loss(logits, targets) + beta * confidence_penalty(logits), which is L - beta * H(p). The
-    penalty is reduced as the loss is: as `loss.reduction` says, or to its mean.
+    penalty is reduced as the loss is: as `loss.reduction` says, or the reduction of a
+    functools.partial, or else to its mean.
 
     Label smoothing pulls the outputs towards the uniform distribution too: with both, search both.
 
@@ -96,15 +106,14 @@ class ConfidencePenalty(nn.Module):
         *,
         threshold: float | None = None,
     ) -> None:
-        check_softmax_loss("ConfidencePenalty", loss)
+        reduction = reduction_of_softmax_loss("ConfidencePenalty", loss)
         check_number("ConfidencePenalty", "beta", beta, at_least=0)
         _check_threshold("ConfidencePenalty", threshold)
         super().__init__()
         self.loss = loss
         self.beta = beta
         self.threshold = threshold
-        self.reduction = getattr(loss, "reduction", "mean")
-        check_reduction("ConfidencePenalty", self.reduction)
+        self.reduction = reduction
 
     def forward(self, logits: Tensor, targets: Tensor | Targets) -> Tensor:
         """Return the loss of logits, shape (N, K), for the targets that `loss` takes."""
@@ -143,19 +152,29 @@ def darc1_penalty(logits: Tensor) -> Tensor:
     return checked_logits("darc1_penalty", logits).abs().mean(dim=0).amax()
 
 
-def check_softmax_loss(what: str, loss: Callable[..., Tensor]) -> None:
-    """Refuse the losses whose logits do not belong to one softmax.
+def reduction_of_softmax_loss(what: str, loss: Callable[..., Tensor]) -> str:
+    """Return how a loss is reduced, and refuse those whose logits do not belong to one softmax.
 
     Raises:
+        ValueError: If the reduction does not exist.
         TypeError: If `loss` is one of them, or no function.
     """
-    if isinstance(loss, _SIGMOID_LOSSES):
-        raise TypeError(
-            f"{what}: expected a softmax loss, got {type(loss).__name__}, which makes independent "
-            "probabilities of the logits and not one distribution; use CrossEntropyLoss"
-        )
     if not callable(loss):
         raise TypeError(f"{what}: expected loss to be a function or module, got {loss!r}")
+    options, called = {}, loss
+    if isinstance(loss, functools.partial):
+        options, called = loss.keywords, loss.func
+    # torch.compile wraps a module in the one way and a function in the other.
+    inner = getattr(called, "_orig_mod", getattr(called, "__wrapped__", called))
+    if isinstance(inner, _SIGMOID_LOSSES) or any(inner is each for each in _SIGMOID_FUNCTIONS):
+        name = getattr(inner, "__name__", type(inner).__name__)
+        raise TypeError(
+            f"{what}: expected a softmax loss, got {name}, which makes independent "
+            "probabilities of the logits and not one distribution; use CrossEntropyLoss"
+        )
+    reduction = options.get("reduction", getattr(called, "reduction", "mean"))
+    check_reduction(what, reduction)
+    return reduction
 
 
 def _check_threshold(what: str, threshold: float | None) -> None:

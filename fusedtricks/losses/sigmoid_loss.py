@@ -9,7 +9,7 @@ from fusedtricks.losses._arguments import (
     checked_targets,
     reduced,
 )
-from fusedtricks.targets import Targets, check_smoothing
+from fusedtricks.targets import Targets, as_targets, check_smoothing
 
 __all__ = ["BinaryCrossEntropyLoss", "binary_cross_entropy"]
 
@@ -54,7 +54,9 @@ def binary_cross_entropy(
     Raises:
         ValueError: If shapes do not fit; an option is out of range; a label is out of range, on the
             CPU (a GPU traps); `targets` are, or may be, smoothed already and label_smoothing is
-            above 0; or smoothing, here or in `targets`, meets a threshold, which would undo it.
+            above 0; or smoothing, here or in `targets`, meets a threshold, which would undo it. A
+            plain tensor of probabilities, as of timm's Mixup, does not say whether it is smoothed,
+            so it raises too, with either: `Targets(probabilities)` says that it is not.
         TypeError: If a dtype does not fit.
 
     Example:
@@ -68,12 +70,13 @@ def binary_cross_entropy(
     """
     _check_options("binary_cross_entropy", label_smoothing, threshold, reduction)
     logits = checked_logits("binary_cross_entropy", logits)
+    if threshold is not None:
+        _refuse_smoothed("binary_cross_entropy", threshold, targets)
     targets = checked_targets("binary_cross_entropy", logits, targets, label_smoothing)
     if label_smoothing > 0:
         targets = targets.smooth(label_smoothing, logits.shape[1])
     q = targets.probabilities(logits.shape[1]).to(logits.dtype)
     if threshold is not None:
-        _refuse_threshold("binary_cross_entropy", threshold, targets.smoothing)
         q = (q > threshold).to(logits.dtype)
     losses = functional.binary_cross_entropy_with_logits(logits, q, reduction="none")
     return reduced(losses.sum(dim=1) if sum_classes else losses, reduction)
@@ -143,6 +146,16 @@ def _check_options(
     if not 0 <= threshold < 1:
         raise ValueError(f"{what}: expected threshold in [0, 1), got {threshold}")
     _refuse_threshold(what, threshold, label_smoothing)
+
+
+def _refuse_smoothed(what: str, threshold: float, targets: Tensor | Targets) -> None:
+    if isinstance(targets, Tensor) and targets.is_floating_point():
+        raise ValueError(
+            f"{what}: a plain tensor of probabilities does not say whether it is smoothed already, "
+            f"as that of timm's Mixup may be, and threshold={threshold} would undo it; pass "
+            "Targets(probabilities) if it is not smoothed"
+        )
+    _refuse_threshold(what, threshold, as_targets(targets).smoothing)
 
 
 def _refuse_threshold(what: str, threshold: float, smoothing: float) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,7 +41,9 @@ def cross_entropy(
     A mixture of labels, as mixup makes it, is smoothed once, and needs no tensor of shape (N, K).
     Values and gradients are those of torch.nn.functional.cross_entropy. Unlike there, 16-bit logits
     are computed with in float32 and give a float32 loss, as under autocast; there is no class that
-    is ignored; and smoothing that was, or may have been, applied before raises.
+    is ignored; smoothing that was, or may have been, applied before raises; and a class of weight 0
+    whose logit is -inf counts nothing, as 0 * log(0), where torch's loss of probabilities is NaN.
+    With label_smoothing its weight is above 0, and the loss infinite.
 
     Args:
         logits: Shape (N, K), floating point.
@@ -74,7 +77,11 @@ def cross_entropy(
     targets = checked_targets("cross_entropy", logits, targets, label_smoothing)
     log_p = functional.log_softmax(logits, dim=1)
     of_classes = log_p if targets.classes is None else log_p.gather(1, targets.classes)
-    losses = -(targets.weights.to(log_p.dtype) * of_classes).sum(dim=1)
+    weights = targets.weights.to(log_p.dtype)
+    # 0 * log(0) is 0, and so are its gradients. A single class has weight 1.
+    if weights.shape[1] > 1:
+        of_classes = of_classes.masked_fill((weights == 0) & (of_classes == -torch.inf), 0)
+    losses = -(weights * of_classes).sum(dim=1)
     if label_smoothing > 0:
         losses = (1 - label_smoothing) * losses - label_smoothing * log_p.mean(dim=1)
     return reduced(losses, reduction)

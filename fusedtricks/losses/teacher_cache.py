@@ -21,8 +21,8 @@ class TeacherCache:
     another view of the image than they do.
 
     It takes `size_bytes` = n_samples * (n_classes * dtype.itemsize + 1) bytes, for the 1,281,167
-    images and 1000 classes of ImageNet 5.1 GB in float32. float16 halves that and rounds logits by
-    up to 0.05 %.
+    images and 1000 classes of ImageNet 5.1 GB in float32. float16 halves that, rounds logits by up
+    to 0.05 % and holds none above 65504.
 
     Which samples are new is decided on the CPU: indices on a GPU make it wait, and so does what
     moves between a GPU and a cache on the CPU. Each process has its own cache. With several, and
@@ -82,7 +82,6 @@ class TeacherCache:
         """Memory that the kept logits take, in bytes."""
         return self._logits.nbytes + self._is_known.nbytes
 
-    @torch.compiler.disable
     def __call__(self, inputs: Tensor, indices: Tensor, targets: Tensor | Targets) -> Tensor:
         """Return the teacher's logits for a batch.
 
@@ -97,10 +96,17 @@ class TeacherCache:
 
         Raises:
             ValueError: If the images are, or may be, mixed; if shapes do not fit; if an index is
-                out of range.
+                out of range; or, for a cache on the CPU, if the teacher's logits are NaN or larger
+                than `dtype` can hold.
             TypeError: If a dtype does not fit.
         """
-        _refuse_mixed(targets)
+        # As a decorator, it would make the import of this module that of the compiler.
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(self._lookup)(inputs, indices, targets)
+        return self._lookup(inputs, indices, targets)
+
+    def _lookup(self, inputs: Tensor, indices: Tensor, targets: Tensor | Targets) -> Tensor:
+        _refuse_mixed(targets, len(inputs))
         indices = self._checked_indices(inputs, indices)
         with torch.inference_mode(False), torch.no_grad():
             new = (~self._is_known[indices]).nonzero()[:, 0]
@@ -116,15 +122,25 @@ class TeacherCache:
         """Take over what another cache of the same numbers of samples and classes has kept.
 
         Raises:
-            ValueError: If it is the state of something else; nothing has changed then.
+            ValueError: If it is the state of something else, or has logits that are NaN or larger
+                than this cache's dtype can hold; nothing has changed then.
+            TypeError: If its dtypes are those of something else; nothing has changed then.
         """
         own = self.state_dict()
         shapes = {name: list(value.shape) for name, value in state_dict.items()}
         expected = {name: list(value.shape) for name, value in own.items()}
         if shapes != expected:
             raise ValueError(f"TeacherCache: expected a state of shapes {expected}, got {shapes}")
-        for name, value in own.items():
-            value.copy_(state_dict[name])
+        logits, is_known = state_dict["logits"], state_dict["is_known"]
+        if not logits.is_floating_point() or is_known.dtype != torch.bool:
+            raise TypeError(
+                f"TeacherCache: expected a state with logits of a floating point dtype and "
+                f"is_known of torch.bool, got {logits.dtype} and {is_known.dtype}"
+            )
+        logits = logits.to(self._logits.dtype)
+        _refuse_overflow(logits)
+        self._logits.copy_(logits)
+        self._is_known.copy_(is_known)
 
     def _checked_indices(self, inputs: Tensor, indices: Tensor) -> Tensor:
         if indices.is_floating_point() or indices.dtype == torch.bool:
@@ -156,19 +172,38 @@ class TeacherCache:
                 f"TeacherCache: expected logits of shape {expected} from the teacher, got "
                 f"{list(logits.shape)}"
             )
-        self._logits[indices.to(self._logits.device)] = logits.to(
-            self._logits.device, self._logits.dtype
-        )
+        logits = logits.to(self._logits.device, self._logits.dtype)
+        # On a GPU, looking at them would make the host wait.
+        if logits.device.type == "cpu":
+            _refuse_overflow(logits)
+        self._logits[indices.to(self._logits.device)] = logits
         self._is_known[indices] = True
 
 
-def _refuse_mixed(targets: Tensor | Targets) -> None:
-    if isinstance(targets, Tensor) and as_targets(targets).classes is None:
+def _refuse_overflow(logits: Tensor) -> None:
+    # A logit of -inf is that of a class which the teacher rules out.
+    if not logits.to(torch.promote_types(logits.dtype, torch.float32)).amax() < torch.inf:
+        largest = torch.finfo(logits.dtype).max
+        raise ValueError(
+            f"TeacherCache: some of the teacher's logits are NaN, or above {largest}, the largest "
+            f"number of {logits.dtype}; check the teacher, or use a dtype of a larger range, such "
+            "as torch.float32"
+        )
+
+
+def _refuse_mixed(targets: Tensor | Targets, n_samples: int) -> None:
+    is_plain = isinstance(targets, Tensor)
+    targets = as_targets(targets)
+    if len(targets) != n_samples:
+        raise ValueError(
+            f"TeacherCache: expected targets of the {n_samples} inputs, got {len(targets)}"
+        )
+    if is_plain and targets.classes is None:
         raise ValueError(
             "TeacherCache: a plain tensor of probabilities does not say whether the images are "
             "mixed; pass Targets(probabilities) if they are not"
         )
-    if as_targets(targets).is_mixed:
+    if targets.is_mixed:
         raise ValueError(
             "TeacherCache: the images of this batch are mixed, and the kept logits belong to "
             "unmixed ones; run the teacher on the mixed images instead"

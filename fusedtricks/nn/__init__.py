@@ -5,7 +5,14 @@ from fusedtricks.nn.blur_pool import BlurPool, ConvBlurPool, MaxBlurPool
 from fusedtricks.nn.consistency import ShiftConsistency, shift_consistency
 from fusedtricks.nn.dropout import DropoutSchedule, ScheduledDropout
 from fusedtricks.nn.ensemble import Ensemble, average_weights
-from fusedtricks.nn.fixup import FixupBlock, fixup_init_, fixup_param_groups, fixup_scale
+from fusedtricks.nn.fixup import (
+    FixupBlock,
+    ScalarBias,
+    ScalarScale,
+    fixup_init_,
+    fixup_param_groups,
+    fixup_scale,
+)
 from fusedtricks.nn.fixup_resnet import FixupBasicBlock, FixupBottleneck, FixupResNet
 from fusedtricks.nn.lsuv import lsuv_
 from fusedtricks.nn.multi_task import HardSharing, UncertaintyWeighting, soft_sharing_penalty
@@ -31,6 +38,8 @@ __all__ = [
     "ModelEMA",
     "OrthogonalDecay",
     "ResNet",
+    "ScalarBias",
+    "ScalarScale",
     "ScheduledDropout",
     "ShakeDrop",
     "ShakeShake",

@@ -15,9 +15,13 @@ from torch.utils.hooks import RemovableHandle
 from fusedtricks.lr_scheduler.scaling import beta_from_half_life
 from fusedtricks.lr_scheduler.times import as_number
 from fusedtricks.nn.model_tensors import (
+    buffers_without_statistics,
     check_same_tensors,
     copy_tensors,
+    like,
     model_tensors,
+    replace_infinite,
+    restored_after_error,
     unwrap_model,
 )
 
@@ -41,11 +45,14 @@ class ModelEMA(AveragedModel):
     float32, because steps of (1 - decay) are less than the spacing of such numbers: call the
     average under autocast, or put it into the 16-bit model with `applied_to`.
 
+    Copied instead are integer buffers (a truncated average of `num_batches_tracked` stays at its
+    first value), buffers that hold inf or NaN at the beginning (masks), parameters that were frozen
+    then and are now, and later inf and NaN in buffers, as long as they last.
+
     It is torch's `AveragedModel`, with its state_dict and, for decay alone, the same numbers as
-    with `get_ema_multi_avg_fn`. But it can be pickled, tensors are matched by name, integer buffers
-    are copied (a truncated average of `num_batches_tracked` stays at its first value), so are
-    buffers that hold inf or NaN at the beginning (masks), and an update waits for no device, unless
-    the averages are on the CPU and the model is not.
+    with `get_ema_multi_avg_fn`. But it can be pickled, tensors are matched by name, and an update
+    waits for no device, unless the averages are on the CPU and the model is not. Make it after
+    `apply_blurpool` and all else that replaces layers: it refuses a model with other names.
 
     A step that a GradScaler leaves out changes no weight; averaging the same ones again does no
     harm. Under DistributedDataParallel all ranks average the same parameters. Statistics of batch
@@ -105,11 +112,13 @@ class ModelEMA(AveragedModel):
         # On the CPU, see _apply: no step waits for a device to read it.
         self.n_averaged = torch.zeros((), dtype=torch.long, device="cpu")
         self.module._apply(lambda tensor: tensor.float() if tensor.dtype in _SHORT else tensor)
-        self.requires_grad_(False)
-        self.eval()
         self._moving = frozenset(
             name for name, tensor in model_tensors(self.module).items() if self._can_move(tensor)
         )
+        # Statistics are many, and wrong if they are infinite.
+        self._guarded = self._moving & buffers_without_statistics(self.module)
+        self.requires_grad_(False)
+        self.eval()
         self._recomputes = buffers == "recompute" and any(
             isinstance(each, _BatchNorm) and each.track_running_stats
             for each in self.module.modules()
@@ -121,14 +130,12 @@ class ModelEMA(AveragedModel):
         if not (tensor.is_floating_point() or tensor.is_complex()):
             return False
         if isinstance(tensor, nn.Parameter):
-            return True
+            return tensor.requires_grad
         return self.use_buffers and bool(tensor.isfinite().all())
 
     def extra_repr(self) -> str:
         """Return the options, for `repr`."""
         return f"decay={self.decay}, warmup={self.warmup}, buffers={self.buffer_mode!r}"
-
-    # Averaging. ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -143,12 +150,19 @@ class ModelEMA(AveragedModel):
         """
         averages, currents = self._matched(model)
         n = int(self.n_averaged)
-        moving = [name for name in averages if n > 0 and name in self._moving]
+        # By tensor, so that shared ones move once. Frozen parameters may have been released.
+        moving = {
+            average: currents[name]
+            for name, average in averages.items()
+            if n > 0 and (name in self._moving or currents[name].requires_grad)
+        }
         if moving:
-            targets = [averages.pop(name) for name in moving]
-            values = _like(targets, [currents[name] for name in moving])
+            targets = list(moving)
+            values = like(targets, list(moving.values()))
             torch._foreach_lerp_(targets, values, 1 - self._decay_after(n))
-        copy_tensors(averages, currents)
+            replace_infinite({name: averages[name] for name in self._guarded}, currents)
+        copied = {name: average for name, average in averages.items() if average not in moving}
+        copy_tensors(copied, currents)
         self.n_averaged += 1
         self._is_stale = self._recomputes
 
@@ -183,8 +197,6 @@ class ModelEMA(AveragedModel):
                 f"{type(optimizer).__name__} has none of them"
             )
         return optimizer.register_step_post_hook(lambda *_: self.update_parameters(model))
-
-    # Using the averages. -------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the averaged model.
@@ -232,22 +244,17 @@ class ModelEMA(AveragedModel):
             device: Where inputs go. Default: where the averages are.
 
         Raises:
-            ValueError: If there is no batch. Nothing has changed then.
+            ValueError: If there is no batch. After this, and errors of others, nothing has changed.
 
         Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
             Generalization", section 3.2; done by `torch.optim.swa_utils.update_bn`.
         """
-        batches = iter(loader)
-        first = next(batches, None)
+        first = next(batches := iter(loader), None)
         if first is None:
             raise ValueError("recompute_buffers: expected a loader of at least one batch, got none")
-        if device is None:
-            device = next(iter(model_tensors(self.module).values())).device
-        was_training = self.module.training
-        try:
+        device = device or next(iter(model_tensors(self.module).values())).device
+        with restored_after_error(self.module):
             update_bn(itertools.chain([first], batches), self.module, device)
-        finally:
-            self.module.train(was_training)
         self._is_stale = False
 
     def _check_buffers(self, what: str) -> None:
@@ -285,16 +292,6 @@ def _checked_decay(decay: float | None, half_life: float | None) -> float:
     if not 0 <= decay < 1:
         raise ValueError(f"ModelEMA: expected decay in [0, 1), got {decay}")
     return decay
-
-
-def _like(targets: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
-    """Return the sources in the dtypes and on the devices of the targets."""
-    pairs = zip(targets, sources, strict=True)
-    if all(t.dtype == s.dtype and t.device == s.device for t, s in pairs):
-        return sources
-    converted = [torch.empty_like(target) for target in targets]
-    torch._foreach_copy_(converted, sources)
-    return converted
 
 
 def _expect_stale_buffers(ema: ModelEMA, _: Any) -> None:

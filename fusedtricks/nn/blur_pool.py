@@ -66,7 +66,11 @@ class BlurPool(nn.Module):
         self.filter.copy_(row[:, None] * row)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)), in the same dtype."""
+        """Map (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
+
+        The dtype is that of a convolution: the filter's, which the features have to share, and the
+        16 bits of autocast where it is on.
+        """
         padded = _reflect(features, (self.filt_size - 1) // 2, self.filt_size // 2)
         return functional.conv2d(padded, self.filter, stride=self.stride, groups=self.channels)
 

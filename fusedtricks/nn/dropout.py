@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fusedtricks.lr_scheduler.group_schedules import as_schedules
 from fusedtricks.lr_scheduler.schedule import Schedule
 from fusedtricks.lr_scheduler.times import Units, as_number
-from fusedtricks.nn.model_tensors import unwrap_model
+from fusedtricks.nn.model_tensors import model_tensors, unwrap_model
 
 __all__ = ["DropoutSchedule", "ScheduledDropout"]
 
@@ -29,11 +29,13 @@ class ScheduledDropout(nn.Module):
     `torch._dynamo.config.recompile_limit` times, after which it runs uncompiled. Without
     torch.compile `nn.Dropout` is faster.
 
-    Numbers are drawn in float32 for inputs of all dtypes: 16-bit ones would round p to 1/256.
+    p stays float32 in a model of another dtype, and numbers are drawn in float32 for inputs of all
+    dtypes: 16-bit ones would round p to 1/256.
 
     Args:
         p: Probability to drop, in [0, 1]; to change it, `layer.p.fill_(0.3)`. It is no part of the
-            state_dict, as in `nn.Dropout`. Default 0.5.
+            state_dict, as in `nn.Dropout`; `reset_parameters`, needed after `to_empty`, makes it
+            this number again. Default 0.5.
         per: What is dropped together: each "element" alone (`nn.Dropout`), a "channel" of a sample
             (`nn.Dropout2d`), a "sample" (stochastic depth, DropPath) or the "batch" (the same, with
             mode="batch"). Default "element".
@@ -64,7 +66,13 @@ class ScheduledDropout(nn.Module):
             )
         self.per = per
         self.generator = generator
-        self.register_buffer("p", torch.tensor(p, dtype=torch.float32), persistent=False)
+        self._first_p = p
+        self.register_buffer("p", torch.empty((), dtype=torch.float32), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set p to what the layer was made with."""
+        self.p.fill_(self._first_p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x, shape (N, ...) or (N, C, ...) for channels, with parts of it dropped."""
@@ -77,12 +85,18 @@ class ScheduledDropout(nn.Module):
         else:
             source = self.generator.device
             draws = torch.rand(shape, generator=self.generator, device=source).to(x.device)
-        p = self.p.float()
-        return (x * torch.where(draws >= p, 1 / (1 - p), 0)).to(x.dtype)
+        return (x * torch.where(draws >= self.p, 1 / (1 - self.p), 0)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Return the options, for `repr`."""
         return f"p={self.p}, per={self.per!r}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ScheduledDropout":
+        p = self.p
+        super()._apply(fn, recurse)
+        if self.p.dtype != p.dtype:
+            self.p = p.to(self.p.device)
+        return self
 
     @staticmethod
     def convert(model: nn.Module) -> nn.Module:
@@ -92,21 +106,29 @@ class ScheduledDropout(nn.Module):
         torchvision's `StochasticDepth`, and timm's `DropPath` with scale_by_keep. Do it before the
         model is compiled, and before a `DropoutSchedule` is made.
 
+        Layers called attn_drop are left: timm's attention reads their p and gives it to
+        scaled_dot_product_attention, which takes numbers only. So are `nn.MultiheadAttention`, LSTM
+        and its like, whose probability is their own number. Layers with p = 0 are replaced, because
+        a schedule may raise it.
+
         Args:
             model: Changed in place.
 
         Returns:
-            The model, or what replaces it if it is such a layer itself.
+            The model, or what replaces it if it is such a layer itself. New layers are on the
+            device of the model's first tensor.
         """
+        tensor = next(iter(model_tensors(model).values()), torch.empty(0))
         replacements: dict[nn.Module, nn.Module] = {}
 
         def replaced(module: nn.Module) -> nn.Module:
             per = _granularity(module)
             if per is not None and module not in replacements:
-                layer = ScheduledDropout(_initial_p(module), per=per)
+                with tensor.device:
+                    layer = ScheduledDropout(_initial_p(module), per=per)
                 replacements[module] = layer.train(module.training)
             for name, child in list(module._modules.items()):
-                if child is not None:
+                if child is not None and name != "attn_drop":
                     setattr(module, name, replaced(child))
             return replacements.get(module, module)
 
@@ -130,7 +152,7 @@ class DropoutSchedule:
     Args:
         model: Its layers are found now, also inside wrappers.
         schedule: A schedule of `fusedtricks.lr_scheduler`, or a function of n that gives a factor.
-        kinds: Classes of the layers that follow it; of those above. Default: all.
+        kinds: Class, or classes, of the layers that follow it; of those above. Default: all.
         unit: What plain numbers in the schedule count, "update" or "epoch". Default "update".
         steps_per_epoch: Optimizer updates in an epoch, for "5ep".
         total_steps: Optimizer updates of the run, for "0.1dur".
@@ -138,7 +160,7 @@ class DropoutSchedule:
     Raises:
         TypeError: If the schedule is neither schedule nor function.
         ValueError: If there is no such layer, a time cannot be resolved, or a probability would be
-            outside [0, 1]; no layer has changed then.
+            outside [0, 1]; no layer has changed then. If a layer is in a stacked `Ensemble`.
 
     Example:
         >>> from fusedtricks.lr_scheduler import Exponential, Linear, Piecewise
@@ -160,13 +182,14 @@ class DropoutSchedule:
         model: nn.Module,
         schedule: Schedule | Callable[[float], float],
         *,
-        kinds: Sequence[type[nn.Module]] | None = None,
+        kinds: Sequence[type[nn.Module]] | type[nn.Module] | None = None,
         unit: str = "update",
         steps_per_epoch: float | None = None,
         total_steps: float | None = None,
     ) -> None:
         self._units = Units(steps_per_epoch, total_steps, unit)
         self.schedule = as_schedules("DropoutSchedule", "p", [schedule], 1, self._units)[0]
+        kinds = (kinds,) if isinstance(kinds, type) else kinds
         self._layers = {
             name: module
             for name, module in unwrap_model(model).named_modules()
@@ -177,6 +200,12 @@ class DropoutSchedule:
             raise ValueError(
                 f"DropoutSchedule: expected a model with a {what}, got {type(model).__name__}"
             )
+        for name, layer in self._layers.items():
+            if isinstance(layer, ScheduledDropout) and layer.p.ndim > 0:
+                raise ValueError(
+                    f"DropoutSchedule: expected layers of one p each, but {name!r} has one for "
+                    "each model of a stacked Ensemble; use Ensemble(models, stacked=False)"
+                )
         self._apply(0)
 
     def values(self, t: float | None = None) -> dict[str, float]:

@@ -1,18 +1,34 @@
 """Several models as one: their predictions averaged, or their weights."""
 
 import copy
+import functools
 import math
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from fusedtricks.nn.model_tensors import check_same_tensors, unwrap_model
 
 __all__ = ["Ensemble", "average_weights"]
 
 _AVERAGES = ("probabilities", "logits")
+# Attributes of modules that say what they compute.
+_OPTIONS = (
+    bool,
+    int,
+    float,
+    str,
+    tuple,
+    list,
+    dict,
+    functools.partial,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+)
 
 
 class Ensemble(nn.Module):
@@ -31,7 +47,8 @@ class Ensemble(nn.Module):
         average: What is averaged, "probabilities" or "logits". Default "probabilities".
         stacked: Whether models of the same architecture run as one, by `torch.vmap`, which is
             faster where each alone does not fill the device. Their weights are copied: to change
-            them, change `models`, whose tensors have one more dimension in front. Default False.
+            them, change `models`, whose tensors have one more dimension in front. Tied weights are
+            not tied in the copy, so training would let them drift apart. Default False.
 
     Raises:
         TypeError: If something is no module.
@@ -98,11 +115,11 @@ def _stack(models: list[nn.Module]) -> nn.Module:
     states = [_all_tensors(model) for model in models]
     for index, (model, state) in enumerate(zip(models, states, strict=True)):
         check_same_tensors("Ensemble", states[0], state)
-        # Strides and activations are in no shape, but in the text.
-        if type(model) is not type(models[0]) or repr(model) != repr(models[0]):
+        difference = _difference(models[0], model)
+        if difference:
             raise ValueError(
-                "Ensemble: expected models of the same architecture to stack, but print shows "
-                f"another for model {index} than for the first; use stacked=False"
+                "Ensemble: expected models of the same architecture to stack, but model "
+                f"{index} has another {difference} than the first; use stacked=False"
             )
     stacked = copy.deepcopy(models[0])
     for name, tensor in states[0].items():
@@ -113,6 +130,32 @@ def _stack(models: list[nn.Module]) -> nn.Module:
         path, _, own_name = name.rpartition(".")
         setattr(stacked.get_submodule(path), own_name, together)
     return stacked
+
+
+def _difference(first: nn.Module, other: nn.Module) -> str:
+    """Return what differs between the code of two models, "" if nothing does."""
+    ours, theirs = (dict(each.named_modules(remove_duplicate=False)) for each in (first, other))
+    if ours.keys() != theirs.keys():
+        return "set of submodules"
+    for path, module in ours.items():
+        # Strides, heads and activations are in no shape of a tensor. A parametrized module has a
+        # class of its own.
+        if type_before_parametrizations(module) is not type_before_parametrizations(theirs[path]):
+            return f"class of {path or 'model'}"
+        options, others = _options(module), _options(theirs[path])
+        for name in [*options, *others]:
+            if options.get(name, "") != others.get(name, ""):
+                return f"{path}.{name}".strip(".")
+    return "" if repr(first) == repr(other) else "text in print"
+
+
+def _options(module: nn.Module) -> dict[str, str]:
+    """Return the public attributes of a module that are no tensors and modules, as text."""
+    return {
+        name: repr(value)
+        for name, value in vars(module).items()
+        if name != "training" and name[0] != "_" and isinstance(value, _OPTIONS)
+    }
 
 
 def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -138,6 +181,7 @@ def average_weights(models: Iterable[nn.Module | Mapping[str, Any]]) -> dict[str
         models: At least one; or their state_dicts.
 
     Raises:
+        TypeError: If it is one model or one state_dict, or something in it is neither.
         ValueError: If there is none, or a name or a shape differs.
 
     Example:
@@ -148,6 +192,12 @@ def average_weights(models: Iterable[nn.Module | Mapping[str, Any]]) -> dict[str
     Source: Wortsman et al. 2022, "Model soups: averaging weights of multiple fine-tuned models
         improves accuracy without increasing inference time", section 2, the uniform soup.
     """
+    is_one_model = isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList)
+    if is_one_model or isinstance(models, Mapping):
+        raise TypeError(
+            f"average_weights: expected a list of models or state_dicts, got one "
+            f"{type(models).__name__}; pass [first, second]"
+        )
     states = [
         unwrap_model(model).state_dict() if isinstance(model, nn.Module) else model
         for model in models
@@ -155,6 +205,10 @@ def average_weights(models: Iterable[nn.Module | Mapping[str, Any]]) -> dict[str
     if not states:
         raise ValueError("average_weights: expected at least one model, got none")
     for state in states:
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"average_weights: expected models or state_dicts, got {type(state).__name__}"
+            )
         check_same_tensors("average_weights", states[0], state)
     # A copy keeps the version numbers that a state_dict carries.
     average = copy.copy(states[0])

@@ -126,11 +126,12 @@ def fixup_init_(
 
     Args:
         model: Blocks are found by their type, wrappers may stay.
-        classifier: Default: the one `nn.Linear` outside of blocks.
+        classifier: A layer of the model. Default: the one `nn.Linear` outside of blocks.
         generator: Where weights come from, in the order of `model.modules()`. Default: torch's.
 
     Raises:
-        ValueError: If there is no block, or not exactly one candidate for the classifier.
+        ValueError: If there is no block, not exactly one candidate for the classifier, or the
+            given one is not of the model; the model is as before then.
 
     Source: Zhang et al. 2019, "Fixup Initialization", section 3; He et al. 2015, "Delving Deep
         into Rectifiers", eq. 14.
@@ -140,7 +141,13 @@ def fixup_init_(
         raise ValueError(
             f"fixup_init_: expected a model of FixupBlocks, found none in {type(model).__name__}"
         )
-    classifier = _find_classifier(model, blocks) if classifier is None else classifier
+    if classifier is None:
+        classifier = _find_classifier(model, blocks)
+    elif classifier not in set(model.modules()):
+        raise ValueError(
+            f"fixup_init_: expected classifier to be a layer of the model, got {classifier}, which "
+            "is not in it; copies have layers of their own"
+        )
     factors: dict[nn.Module, float] = {classifier: 0.0}
     for block in blocks:
         *others, last = (m for m in block.branch.modules() if isinstance(m, _WEIGHT_LAYERS))

@@ -1,7 +1,7 @@
 """Layer-sequential unit variance: scale every layer by what it puts out."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ class LSUVRecord:
     Attributes:
         layers: The layers that it initialised, in the order of execution.
         left: Names of the layers that are as before, with the reason: "not run", "frozen", or
-            "shares its weight with" another one.
+            "shares its weight with" another module.
     """
 
     layers: tuple[LSUVLayer, ...]
@@ -70,24 +70,29 @@ def lsuv_(
     already scaled. One forward pass does it all, since each layer is repeated alone. It runs in the
     mode that the model is in, and leaves buffers (statistics of BatchNorm), gradients and torch's
     random generators (dropout) as they were. A layer that runs several times is scaled when it runs
-    first.
+    first. Others keep their weights all along: layers that do not run as modules, such as
+    `out_proj` of `nn.MultiheadAttention`, frozen ones, and heads that are tied to an embedding.
 
     Args:
         model: Before DistributedDataParallel and before `torch.nn.utils.parametrize`; compiled
             models may stay so, the pass is not compiled.
         batch: The model's input, or a tuple of its inputs; as large and as varied as a training
-            batch.
+            batch. For a loader's [images, labels], pass batch[0].
         target_std: Wanted standard deviation, above 0. Default 1.
         tolerance: Largest relative error of the variance, above 0. Default 0.1.
         max_iterations: At least 1. A layer without a bias is done after one. Default 10.
-        generator: Where the orthonormal weights come from. Default: torch's.
+        generator: Where the orthonormal weights come from, in the order of `model.modules()`.
+            Default: torch's.
 
     Returns:
-        What was done. Weights of modules that did not run, or do not require gradients, are left.
+        What was done, and what was left.
 
     Raises:
+        TypeError: If `batch` is a list, or `max_iterations` no int.
         ValueError: If an argument is out of range, a weight is parametrized or has no shape yet, or
-            the output of a layer is constant or not finite; the model is as before then.
+            the output of a layer is constant or not finite.
+
+    After an error, the model and the random generators are as before.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -97,25 +102,23 @@ def lsuv_(
 
     Source: Mishkin & Matas 2016, "All You Need is a Good Init", algorithm 1.
     """
-    _check_arguments(model, target_std, tolerance, max_iterations)
+    _check_arguments(model, batch, target_std, tolerance, max_iterations)
     names = {m: name for name, m in model.named_modules() if isinstance(m, _LAYER_TYPES)}
     for module, name in names.items():
         _check_layer(module, name)
     left = {name: "frozen" for m, name in names.items() if not m.weight.requires_grad}
+    left |= _tied(model, names)
     names = {m: name for m, name in names.items() if name not in left}
     scaling = _Scaling(names, target_std, tolerance, max_iterations)
-    before = {p: p.clone() for module in names for p in _parameters(module)}
-    untouched = set(before)
+    states = [(g, g.get_state()) for g in _generators(names, generator)]
     try:
-        for module in names:
-            _make_orthonormal_(module.weight, generator)
-            if module.bias is not None:
-                module.bias.zero_()
+        scaling.draw(generator)
         _run(model, batch, scaling)
-        untouched -= {p for module in scaling.done for p in _parameters(module)}
-    finally:
-        for parameter in untouched:
-            parameter.copy_(before[parameter])
+    except BaseException:
+        scaling.undo()
+        for source, state in states:
+            source.set_state(state)
+        raise
     left |= {names[m]: scaling.reasons.get(m, "not run") for m in names if m not in scaling.done}
     return LSUVRecord(tuple(scaling.done.values()), left)
 
@@ -137,6 +140,17 @@ class _Scaling:
         self._tolerance = tolerance
         self._max_iterations = max_iterations
         self._owners: dict[Tensor, nn.Module] = {}
+        self._drawn: dict[nn.Module, Tensor] = {}
+        self._before: list[tuple[Tensor, Tensor]] = []
+
+    def draw(self, generator: Generator | None) -> None:
+        """Draw what `__call__` writes: layers that do not run keep their weights in the pass."""
+        self._drawn = {module: _orthonormal(module.weight, generator) for module in self.names}
+
+    def undo(self) -> None:
+        """Put back what `__call__` wrote."""
+        for parameter, before in self._before:
+            parameter.copy_(before)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -146,6 +160,8 @@ class _Scaling:
             self.reasons[module] = f"shares its weight with {self.names[owner]}"
         if owner is not module or module in self.done:
             return output
+        self._replace(module)
+        output = module.forward(*args, **kwargs)
         std = std_before = self._std(module, output)
         n_iterations = 0
         while (
@@ -158,6 +174,13 @@ class _Scaling:
             n_iterations += 1
         self.done[module] = LSUVLayer(self.names[module], std_before, std, n_iterations)
         return output
+
+    def _replace(self, module: nn.Module) -> None:
+        parameters = [module.weight] if module.bias is None else [module.weight, module.bias]
+        self._before += [(parameter, parameter.clone()) for parameter in parameters]
+        module.weight.copy_(self._drawn.pop(module))
+        if module.bias is not None:
+            module.bias.zero_()
 
     def _std(self, module: nn.Module, output: Tensor) -> float:
         std = output.float().std(correction=0).item() if output.numel() > 0 else math.nan
@@ -205,21 +228,53 @@ def _without_traces(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
 
 
-def _parameters(module: nn.Module) -> list[Tensor]:
-    return [module.weight] if module.bias is None else [module.weight, module.bias]
+def _tied(model: nn.Module, names: dict[nn.Module, str]) -> dict[str, str]:
+    """Return the layers whose weight is a parameter of a module that is none of them."""
+    others = {
+        parameter: name or "the model itself"
+        for name, module in model.named_modules()
+        if module not in names
+        for parameter in module._parameters.values()
+    }
+    return {
+        name: f"shares its weight with {others[module.weight]}"
+        for module, name in names.items()
+        if module.weight in others
+    }
 
 
-def _make_orthonormal_(weight: Tensor, generator: Generator | None) -> None:
+def _orthonormal(weight: Tensor, generator: Generator | None) -> Tensor:
     # The factorisation behind it does not know 16 bits.
     dtype = torch.promote_types(weight.dtype, torch.float32)
     device = weight.device if generator is None else generator.device
     drawn = torch.empty(weight.shape, dtype=dtype, device=device)
-    weight.copy_(nn.init.orthogonal_(drawn, generator=generator))
+    return nn.init.orthogonal_(drawn, generator=generator).to(weight)
+
+
+def _generators(layers: Iterable[nn.Module], generator: Generator | None) -> list[Generator]:
+    """Return those that `_orthonormal` draws from."""
+    if generator is not None:
+        return [generator]
+    devices = {layer.weight.device for layer in layers}
+    on_cpu = [torch.default_generator] if torch.device("cpu") in devices else []
+    others = [device for device in devices if device.type != "cpu"]
+    return on_cpu + [torch.get_device_module(d).default_generators[d.index] for d in others]
 
 
 def _check_arguments(
-    model: nn.Module, target_std: float, tolerance: float, max_iterations: int
+    model: nn.Module,
+    batch: Tensor | tuple[Any, ...],
+    target_std: float,
+    tolerance: float,
+    max_iterations: int,
 ) -> None:
+    if isinstance(batch, list):
+        raise TypeError(
+            "lsuv_: expected batch to be a tensor or a tuple of tensors, got a list; of a loader's "
+            "[images, labels] pass batch[0], to a model that takes a list (batch,)"
+        )
+    if not isinstance(max_iterations, int):
+        raise TypeError(f"lsuv_: expected max_iterations to be an int, got {max_iterations}")
     for name, value in (("target_std", target_std), ("tolerance", tolerance)):
         if not 0 < value < math.inf:
             raise ValueError(f"lsuv_: expected {name} above 0, got {value}")

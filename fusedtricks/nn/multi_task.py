@@ -1,7 +1,7 @@
 """Several tasks learned together: shared encoders, and losses weighted against each other."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class HardSharing(nn.Module):
         super().__init__()
         if not heads:
             raise ValueError("HardSharing: expected at least one head, got none")
-        for name, module in {"encoder": encoder, **heads}.items():
+        for name, module in [("encoder", encoder), *heads.items()]:
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     f"HardSharing: expected {name} to be a Module, got {type(module).__name__}"
@@ -51,7 +51,7 @@ class HardSharing(nn.Module):
         self.encoder = encoder
         self.heads = nn.ModuleDict(heads)
 
-    def forward(self, *inputs: Any, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def forward(self, *inputs: Any, tasks: Iterable[str] | None = None) -> dict[str, Any]:
         """Return what the heads return, by task.
 
         Args:
@@ -64,7 +64,7 @@ class HardSharing(nn.Module):
         """
         if isinstance(tasks, str):
             raise TypeError(f"HardSharing: expected a list of tasks, got {tasks!r}")
-        tasks = list(self.heads) if tasks is None else tasks
+        tasks = list(self.heads if tasks is None else tasks)
         _check_tasks("HardSharing", tasks, self.heads)
         features = self.encoder(*inputs)
         return {task: self.heads[task](features) for task in tasks}
@@ -78,14 +78,15 @@ def soft_sharing_penalty(models: Iterable[nn.Module]) -> Tensor:
     frozen copy of pre-trained weights as one of two models it is the penalty of L2-SP.
 
     Args:
-        models: At least two modules with parameters of the same names and shapes.
+        models: At least two modules with parameters of the same names and shapes, on the same
+            device.
 
     Returns:
         A scalar, float32 or float64, with gradients towards all models; multiply it by a weight.
 
     Raises:
-        ValueError: If there are fewer than two, a name or a shape differs, or no parameter is
-            there.
+        ValueError: If there are fewer than two, a name, a shape or a device differs, or no
+            parameter is there.
 
     Example:
         >>> first, second = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
@@ -104,6 +105,13 @@ def soft_sharing_penalty(models: Iterable[nn.Module]) -> Tensor:
         raise ValueError("soft_sharing_penalty: expected models with parameters, got none")
     for state in states[1:]:
         check_same_tensors("soft_sharing_penalty", states[0], state)
+        for name, parameter in states[0].items():
+            if parameter.device != state[name].device:
+                raise ValueError(
+                    f"soft_sharing_penalty: expected models on the same device, but {name!r} is on "
+                    f"{parameter.device} in the first one and on {state[name].device} in another; "
+                    "move one with .to(device)"
+                )
     distances = [
         (_wide(a[name]) - _wide(b[name])).square().sum()
         for a, b in itertools.combinations(states, 2)
@@ -123,7 +131,8 @@ class UncertaintyWeighting(nn.Module):
 
     Args:
         tasks: Task -> "regression", whose loss is a mean squared error, or "classification", whose
-            loss is a cross-entropy.
+            loss is a cross-entropy. Names as in a ParameterDict, which `log_variances` is, so that
+            a checkpoint fits whatever the order.
 
     Raises:
         ValueError: If there is no task, or another kind.
@@ -148,7 +157,8 @@ class UncertaintyWeighting(nn.Module):
                     f"{list(_KINDS)}, got {kind!r}"
                 )
         self.tasks = dict(tasks)
-        self.log_variances = nn.Parameter(torch.zeros(len(tasks)))
+        # Not scalars, which FSDP refuses.
+        self.log_variances = nn.ParameterDict({task: torch.zeros(1) for task in tasks})
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum, a scalar, of the losses of a batch, by task.
@@ -157,17 +167,21 @@ class UncertaintyWeighting(nn.Module):
             losses: Task -> scalar; tasks may be missing.
 
         Raises:
-            ValueError: If a task is unknown, or there is no loss.
+            ValueError: If a task is unknown, a loss is no scalar, or there is no loss.
         """
         _check_tasks("UncertaintyWeighting", losses, self.tasks)
         if not losses:
             raise ValueError("UncertaintyWeighting: expected at least one loss, got none")
-        terms = [
-            _KINDS[self.tasks[task]] * torch.exp(-s) * losses[task] + s / 2
-            for task, s in zip(self.tasks, _wide(self.log_variances).unbind(), strict=True)
-            if task in losses
-        ]
-        return torch.stack(terms).sum()
+        terms = []
+        for task, loss in losses.items():
+            if isinstance(loss, Tensor) and loss.ndim > 0:
+                raise ValueError(
+                    f"UncertaintyWeighting: expected the loss of {task!r} to be a scalar, got "
+                    f"shape {list(loss.shape)}; take its mean"
+                )
+            s = _wide(self.log_variances[task])
+            terms.append(_KINDS[self.tasks[task]] * torch.exp(-s) * loss + s / 2)
+        return torch.cat(terms).sum()
 
 
 def _check_tasks(owner: str, tasks: Iterable[str], known: Iterable[str]) -> None:

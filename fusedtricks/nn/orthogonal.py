@@ -18,7 +18,9 @@ def orthogonal_weights(model: nn.Module) -> list[Tensor]:
 
     These are the weights of linear layers and convolutions that require gradients. Convolutions
     with groups are left out, because their matrix is not the flattened weight but has blocks, and
-    transposed ones, because dim 0 of their weight is the input.
+    transposed ones, because dim 0 of their weight is the input. So are layers whose weight is
+    computed from other parameters (parametrized, pruned, normalised): it is another tensor in every
+    step, and no optimizer has it.
 
     Args:
         model: Wrappers may stay.
@@ -26,7 +28,9 @@ def orthogonal_weights(model: nn.Module) -> list[Tensor]:
     weights = [
         module.weight
         for module in model.modules()
-        if isinstance(module, _LAYER_TYPES) and getattr(module, "groups", 1) == 1
+        if isinstance(module, _LAYER_TYPES)
+        and getattr(module, "groups", 1) == 1
+        and "weight" in module._parameters
     ]
     return list(dict.fromkeys(weight for weight in weights if weight.requires_grad))
 
@@ -41,12 +45,14 @@ def orthogonal_penalty(source: nn.Module | Iterable[Tensor]) -> Tensor:
     through momentum and Adam's denominators; `OrthogonalDecay` does not.
 
     Args:
-        source: A model, of which `orthogonal_weights` count; or weights with at least 2 dimensions.
+        source: A model, of which `orthogonal_weights` count; or weights with at least 2 dimensions,
+            also computed ones.
 
     Returns:
         0-dim, at least float32, also under autocast: 16 bits would lose W W^T - I.
 
     Raises:
+        TypeError: If `source` is a single tensor, which would count as its rows.
         ValueError: If there is no weight, or one with fewer than 2 dimensions.
 
     Example:
@@ -56,8 +62,7 @@ def orthogonal_penalty(source: nn.Module | Iterable[Tensor]) -> Tensor:
     Source: Bansal et al. 2018, "Can We Gain More from Orthogonality Regularizations in Training
         Deep CNNs?", soft orthogonality; its W is our W^T.
     """
-    weights = orthogonal_weights(source) if isinstance(source, nn.Module) else list(source)
-    _check_weights("orthogonal_penalty", weights)
+    weights = _weights_of("orthogonal_penalty", source)
     total = _excess(_matrix(weights[0])).square().sum()
     for weight in weights[1:]:
         total = total + _excess(_matrix(weight)).square().sum().to(total.device)
@@ -85,25 +90,33 @@ class OrthogonalDecay:
     Args:
         optimizer: Of torch or fusedtricks; it is hooked. Copies and checkpoints of the optimizer
             alone know nothing of it, copies of this object have a copy of the optimizer.
-        weights: Of the optimizer, at least 2 dimensions each; see `orthogonal_weights`.
+        source: A model, of which `orthogonal_weights` count; or weights with at least 2 dimensions.
+            All are the optimizer's.
         strength: Per unit of lr, >= 0; the attribute may change between steps.
 
     Raises:
+        TypeError: If `optimizer` is none, or `source` a single tensor.
         ValueError: If a weight is not the optimizer's or has fewer than 2 dimensions, there is
             none, or `strength` is out of range.
 
     Example:
         >>> model = nn.Linear(3, 3)
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        >>> decay = OrthogonalDecay(optimizer, orthogonal_weights(model), strength=1.0)
+        >>> decay = OrthogonalDecay(optimizer, model, strength=1.0)
 
     Source: Bansal et al. 2018, as `orthogonal_penalty`; the decoupling as in Loshchilov & Hutter
         2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
 
-    def __init__(self, optimizer: Optimizer, weights: Iterable[Tensor], strength: float) -> None:
-        weights = list(dict.fromkeys(weights))
-        _check_weights("OrthogonalDecay", weights)
+    def __init__(
+        self, optimizer: Optimizer, source: nn.Module | Iterable[Tensor], strength: float
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                "OrthogonalDecay: expected an optimizer of torch or fusedtricks first, got "
+                f"{type(optimizer).__name__}"
+            )
+        weights = list(dict.fromkeys(_weights_of("OrthogonalDecay", source)))
         if not 0 <= strength < math.inf:
             raise ValueError(f"OrthogonalDecay: expected strength >= 0, got {strength}")
         known = {param for group in optimizer.param_groups for param in group["params"]}
@@ -200,7 +213,13 @@ def _master(optimizer: Optimizer, weight: Tensor, group: dict[str, Any]) -> Tens
     return optimizer.state.get(weight, {}).get("master_param")
 
 
-def _check_weights(what: str, weights: list[Tensor]) -> None:
+def _weights_of(what: str, source: nn.Module | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(source, Tensor):
+        raise TypeError(
+            f"{what}: expected a model or several weights, got one tensor of shape "
+            f"{list(source.shape)}; pass [weight]"
+        )
+    weights = orthogonal_weights(source) if isinstance(source, nn.Module) else list(source)
     if not weights:
         raise ValueError(f"{what}: expected at least one weight, got none")
     for index, weight in enumerate(weights):
@@ -209,3 +228,4 @@ def _check_weights(what: str, weights: list[Tensor]) -> None:
                 f"{what}: expected weights with at least 2 dimensions, weight {index} has shape "
                 f"{list(weight.shape)}; biases and scales have no orthogonality"
             )
+    return weights

@@ -1,5 +1,6 @@
 """Random weights of residual branches that the backward pass replaces: Shake-Shake, ShakeDrop."""
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ _LEVELS = {"batch": 0, "image": 1}
 # alpha counts in the forward pass, beta in the backward pass. The expression
 # beta * x + ((alpha - beta) * x).detach() does that, but rounds alpha * x in pieces, which shows in
 # 16 bits, and reads a branch several times. A Function does either pass exactly, in one sweep, and
-# keeps only beta; it compiles without a graph break and works under torch.func.
+# keeps only beta; it compiles without a graph break and works under grad and vmap of torch.func.
+# jvp and jacfwd raise: forward-mode differentiation knows no backward pass to take beta for.
 #
 # beta is drawn in one go with alpha, not when the gradient arrives: the order in which autograd
 # visits branches does not matter then, and torch.utils.checkpoint draws the same pair again,
@@ -170,8 +172,8 @@ class ShakeDrop(nn.Module):
     Args:
         keep_probability: p, in [0, 1]: how often a branch is left alone; see
             `linear_keep_probabilities`.
-        alpha_range: Bounds of alpha, ascending. Default (-1, 1), with which y is p * branch.
-        beta_range: Bounds of beta, ascending. Default (0, 1).
+        alpha_range: Bounds of alpha, finite, ascending. Default (-1, 1): then y is p * branch.
+        beta_range: Bounds of beta, finite, ascending. Default (0, 1).
         per: "image" or "batch", see `shake_shake`. Default "image".
         generator: Where numbers come from, a draw for b and one of shape (2, N or 1, 1, ...) for
             alpha and beta; see `shake_shake`. Not part of `state_dict()`; copies have one of their
@@ -201,8 +203,8 @@ class ShakeDrop(nn.Module):
                 f"ShakeDrop: expected keep_probability in [0, 1], got {keep_probability}"
             )
         for name, bounds in (("alpha_range", alpha_range), ("beta_range", beta_range)):
-            if len(bounds) != 2 or not bounds[0] <= bounds[1]:
-                raise ValueError(f"ShakeDrop: expected {name} to be (low, high), got {bounds}")
+            if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
+                raise ValueError(f"ShakeDrop: expected finite {name} (low, high), got {bounds}")
         _check_choice("ShakeDrop", "per", per, tuple(_LEVELS))
         super().__init__()
         self.keep_probability = keep_probability

@@ -50,10 +50,14 @@ def apply_blurpool(
     trained model needs some more training, and its batch statistics too. Call it before
     `torch.compile` and DistributedDataParallel.
 
+    The pooling and the average become other modules: hooks on them are lost, those on all other
+    layers stay. torchvision's quantizable ResNets cannot `fuse_model()` afterwards.
+
     Known are the ResNets of fusedtricks, torchvision and timm, by their classes and subclasses,
     also inside another model. Strided layers that do not fit the list stay and are printed: the
     stem's convolution, unless asked for; convolutions of other classes than `nn.Conv2d` (say, with
-    parametrizations); 3x3 ones on shortcuts; layers outside of residual blocks.
+    parametrizations); 3x3 ones on shortcuts; max pooling with a dilation, indices or `ceil_mode`;
+    layers outside of residual blocks.
 
     Args:
         model: Holds at least one strided layer that fits.
@@ -129,7 +133,7 @@ def _plan_stem(plan: _Plan, name: str, resnet: nn.Module, filt_size: int, stem_c
         first.stride = (1, 1)
         resnet.maxpool = nn.Sequential(_like(blur, first), resnet.maxpool)
 
-    if type(pool) is nn.MaxPool2d and _stride(pool) > 1 and not pool.ceil_mode:
+    if type(pool) is nn.MaxPool2d and _stride(pool) > 1 and _is_plain(pool):
         plan[_join(name, "maxpool")] = blur_pool
     if stem_conv and type(first) is nn.Conv2d and _stride(first) > 1:
         if len(convolutions) == 1:
@@ -169,6 +173,11 @@ def _strides(layer: nn.Module) -> tuple[int, ...]:
     if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         return (1,)
     return layer.stride if isinstance(layer.stride, tuple) else (layer.stride,)
+
+
+def _is_plain(pool: nn.MaxPool2d) -> bool:
+    """Tell whether a pooling has no options that `MaxBlurPool` lacks."""
+    return pool.dilation in (1, (1, 1)) and not pool.ceil_mode and not pool.return_indices
 
 
 def _move_stride(strided: nn.Conv2d, receiver: nn.Conv2d, filt_size: int) -> None:

@@ -30,7 +30,7 @@ def draw_filters(weight: Tensor, file: str | PathLike[str] | IO[bytes]) -> None:
 
     Raises:
         ValueError: If the shape does not fit, or a weight is inf or NaN.
-        TypeError: If weight is no tensor.
+        TypeError: If weight is no floating point tensor.
         MissingExtraError: If matplotlib is not installed.
 
     Example:
@@ -62,6 +62,11 @@ def _as_images(weight: Tensor) -> Tensor:
         raise TypeError(
             f"draw_filters: expected weight to be a tensor, such as conv.weight, got "
             f"{type(weight).__name__}"
+        )
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"draw_filters: expected weight to be floating point, got {weight.dtype}; draw real "
+            "and imaginary parts one by one, or convert it with weight.float()"
         )
     if weight.ndim != 4 or weight.shape[1] not in (1, 3) or weight.numel() == 0:
         raise ValueError(

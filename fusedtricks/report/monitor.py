@@ -38,9 +38,11 @@ def draw_monitor(state: dict[str, Any], file: str | PathLike[str] | IO[bytes]) -
             a PNG of 1560 x 840 pixels.
 
     Raises:
-        ValueError: If nothing was recorded.
+        ValueError: If nothing was recorded, or state is another dict.
+        TypeError: If state is no dict.
         MissingExtraError: If matplotlib is not installed.
     """
+    _check_state("draw_monitor", state, ("losses", "records"))
     layers = _layers(state)
     if not state["losses"] and not layers:
         raise ValueError("draw_monitor: state has no losses and no records; train first")
@@ -84,9 +86,11 @@ def draw_histograms(
         layers: Which layers. Default None: up to 12, evenly chosen from all that have values.
 
     Raises:
-        ValueError: If kind is another, or a layer has no such values.
+        ValueError: If kind is another, a layer has no such values, or state is another dict.
+        TypeError: If state is no dict.
         MissingExtraError: If matplotlib is not installed.
     """
+    _check_state("draw_histograms", state, ("records", "edges"))
     if kind not in _KINDS:
         raise ValueError(f"draw_histograms: expected kind to be one of {_KINDS}, got {kind!r}")
     known = [layer for layer in _layers(state) if _histograms(state, layer, kind)]
@@ -111,6 +115,20 @@ def draw_histograms(
     figure.supxlabel("updates", fontsize="medium")
     figure.supylabel(kind, fontsize="medium")
     _save(figure, file)
+
+
+def _check_state(owner: str, state: Any, keys: tuple[str, ...]) -> None:
+    if not isinstance(state, dict):
+        raise TypeError(
+            f"{owner}: expected state to be what Monitor.state_dict() returned, got "
+            f"{type(state).__name__}; call monitor.state_dict()"
+        )
+    for key in keys:
+        if key not in state:
+            raise ValueError(
+                f"{owner}: expected state to be what Monitor.state_dict() returned, got a dict "
+                f"without {key!r}; call monitor.state_dict()"
+            )
 
 
 def _draw_losses(axes: Any, losses: Sequence[float | None]) -> None:
@@ -211,7 +229,7 @@ def _histograms(state: dict[str, Any], layer: str, kind: str) -> list[tuple[int,
 
 
 def _layers(state: dict[str, Any]) -> list[str]:
-    """Return the names of all recorded layers, in the order in which they ran."""
+    """Return the names of all recorded layers, in the order in which they were recorded."""
     return list(dict.fromkeys(name for record in state["records"] for name in record["layers"]))
 
 

@@ -1,5 +1,6 @@
 """Statistics of layers and tensors, which stay on their device until somebody asks."""
 
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ __all__ = [
     "HISTOGRAM_EDGES",
     "TensorStatistics",
     "UpdateRecord",
+    "chosen_layers",
     "dense_tensors",
     "fetch",
     "finite_or_none",
@@ -29,20 +31,55 @@ _POWERS = [2.0**exponent for exponent in range(_LOWEST, _HIGHEST + 1)]
 # Bin i holds values from edge i - 1 to edge i; the first and the last bin are open.
 HISTOGRAM_EDGES: tuple[float, ...] = (*(-power for power in reversed(_POWERS)), *_POWERS)
 
-# Outputs of these can saturate at both ends.
-_BOUNDS = {
-    nn.Sigmoid: (0.0, 1.0),
-    nn.Hardsigmoid: (0.0, 1.0),
-    nn.Tanh: (-1.0, 1.0),
-    nn.Softsign: (-1.0, 1.0),
-}
 # Share of the range, from either end, that counts as saturated.
 _MARGIN = 0.01
 
 
 def saturation_bounds(module: nn.Module) -> tuple[float, float] | None:
-    """Return the two values between which the outputs of `module` lie, None if there are none."""
-    return _BOUNDS.get(type(module))
+    """Return the two values at which the outputs of `module` saturate, None if there are none."""
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one, too.
+        return module.min_val, module.max_val
+    if isinstance(module, nn.Sigmoid | nn.Hardsigmoid):
+        return 0.0, 1.0
+    return (-1.0, 1.0) if isinstance(module, nn.Tanh | nn.Softsign) else None
+
+
+def chosen_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """Return the layers that `Monitor` watches, by name, in the model's order.
+
+    Args:
+        model: The model.
+        names: Those of modules, or None: all modules that contain no other.
+    """
+    modules = dict(model.named_modules())
+    if names is None:
+        names = _innermost(modules)
+    if isinstance(names, str):
+        raise TypeError(f"Monitor: expected layers to be a list of names, got the string {names!r}")
+    for name in names:
+        if name not in modules:
+            near = difflib.get_close_matches(str(name), modules)
+            hint = f"did you mean {near[0]!r}?" if near else "see model.named_modules()"
+            raise ValueError(f"Monitor: the model has no layer {name!r}; {hint}")
+    if not names:
+        raise ValueError("Monitor: expected at least one layer, got an empty list")
+    return {name: module for name, module in modules.items() if name in names}
+
+
+def _innermost(modules: dict[str, nn.Module]) -> list[str]:
+    """Return the names of the layers: of modules that contain no other.
+
+    What computes a parametrised weight is no layer, but part of the one that has the weight.
+    nn.MultiheadAttention is a layer, too: it never calls the one inside.
+    """
+    names = []
+    for name, module in modules.items():
+        children = [child for child, _ in module.named_children() if child != "parametrizations"]
+        is_attention = isinstance(module, nn.MultiheadAttention)
+        is_part = "parametrizations" in name.split(".")
+        if (is_attention or not children) and not is_part:
+            names.append(name)
+    return names
 
 
 class TensorStatistics:
@@ -163,7 +200,7 @@ class UpdateRecord:
     Attributes:
         index: Number of updates before it.
         weights: Copies from before the update.
-        norms: [norm of the change, norm before], from `measure_changes` on.
+        norms: [norm of the change, norm before], from `finish` on.
     """
 
     index: int
@@ -172,8 +209,14 @@ class UpdateRecord:
     weights: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
 
-    def measure_changes(self, layers: dict[str, nn.Module]) -> None:
-        """Compare the copied weights with the present ones, and free the copies."""
+    def finish(self, layers: dict[str, nn.Module]) -> None:
+        """Compare the copied weights with the present ones, and free the copies; sort the layers.
+
+        Args:
+            layers: All watched layers, in the order of the record.
+        """
+        ran = self.activations
+        self.activations = {name: ran[name] for name in layers if name in ran}
         for name, before in self.weights.items():
             dtype = torch.promote_types(before.dtype, torch.float32)
             before = before.to(dtype)

@@ -4,18 +4,15 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from numbers import Integral
+
+from fusedtricks.train.loss_curve import LossCurve
 
 __all__ = ["Finding", "diagnose"]
 
-# A curve is cut into so many stretches, whose medians are its levels: enough to see a flat start.
-_N_STRETCHES = 20
+# Fewest training losses, and fewest validation losses: there is one per epoch.
 _FEWEST = 8
-# A difference of levels has to be so many standard errors: then pure noise seems to fall in 1 curve
-# of 200, or 1 of 50 if it has only 8 values.
-_SIGNIFICANT = 5.0
-# Share of its start by which the loss has to fall to count as training at all.
-_FLAT = 0.02
+_FEWEST_VAL = 4
 # Chance level is log K for balanced classes, and lower for others.
 _CHANCE = 0.9
 # A run has diverged if it ends so far above its start, as a share of it ...
@@ -30,6 +27,8 @@ _ONSET_TIME = 0.2
 # before. An exponential decay does that if the run is shorter than about three time constants, with
 # 5 % of the fall left to gain.
 _STILL_FALLING = 0.08
+# Validation shares so little of the fall of the training loss that it has learned nothing.
+_SHARED = 0.1
 # Prechelt's GL_5: the validation loss is more than 5 % above its minimum.
 _GENERALIZATION_LOSS = 5.0
 # Standard deviation of the noise over the fall, above which a curve is hard to read.
@@ -42,7 +41,7 @@ class Finding:
 
     Attributes:
         kind: "diverged", "not training", "slow start", "not converged", "overfitting",
-            "too noisy" or "fine".
+            "not generalizing", "too noisy" or "fine".
         message: A sentence that says what was seen.
         advice: What to try.
         numbers: What that is based on, by name.
@@ -65,14 +64,18 @@ def diagnose(
     The curve is cut into 20 stretches (fewer if it is shorter), whose medians are compared, so that
     losses of single batches can be used as well as those of epochs. The noise is estimated from
     second differences, 1.4826 * median|l[i + 1] - 2 l[i] + l[i - 1]| / sqrt(6), which a trend does
-    not change. All thresholds are constants of this module, with their reasons.
+    not change, and again from those of the levels. All thresholds are constants of this module,
+    with their reasons.
+
+    Give it unsmoothed losses of batches, or losses of epochs: running means look less noisy than
+    they are. The levels show that, unless the means reach over more than a stretch.
 
     It is a first look, not a proof: a decaying learning rate alone makes a curve fall at its end.
 
     Args:
         losses: Training losses in order, of all batches or all epochs, at least 8. None stands for
             a loss that is not finite, as in `Monitor.losses()`.
-        val_losses: Validation losses over the same run, at least 8, in other intervals if need be.
+        val_losses: Validation losses over the same run, at least 4, in other intervals if need be.
             Default None.
         n_classes: K, if the loss is a cross-entropy in nats over K classes: log K is the loss of a
             guess, by which a run that does not train is told from one that has nothing left to
@@ -84,6 +87,7 @@ def diagnose(
 
     Raises:
         ValueError: If there are too few losses, or n_classes is below 2.
+        TypeError: If n_classes is no int.
 
     Example:
         >>> losses = [2.3] * 30 + [2.3 * 0.9**i for i in range(70)]
@@ -94,85 +98,39 @@ def diagnose(
         curves of a bug, a slow start, and a run that has not converged; Prechelt 1998, "Early
         Stopping - But When?", section 2, GL.
     """
-    if n_classes is not None and (isinstance(n_classes, bool) or n_classes < 2):
+    if n_classes is not None and not isinstance(n_classes, Integral):
+        raise TypeError(f"diagnose: expected n_classes to be an int, got {n_classes!r}")
+    if n_classes is not None and n_classes < 2:
         raise ValueError(f"diagnose: expected n_classes of at least 2, got {n_classes}")
-    values = _numbers("losses", losses)
-    val_values = None if val_losses is None else _numbers("val_losses", val_losses)
+    values = _numbers("losses", losses, _FEWEST, "take the losses of batches instead of epochs")
+    val_values = None
+    if val_losses is not None:
+        remedy = "evaluate more often, or leave val_losses out"
+        val_values = _numbers("val_losses", val_losses, _FEWEST_VAL, remedy)
     for name, numbers in (("training", values), ("validation", val_values or [])):
         if not all(map(math.isfinite, numbers)):
             return [_not_finite(name, numbers)]
-    curve = _Curve.of(values)
+    curve = LossCurve.of(values)
     severe = _diverged(curve)
     if severe is None and curve.is_flat:
         severe = _too_noisy(curve) or _not_training(curve, n_classes)
     if severe is not None:
         return [severe]
-    found = [] if val_values is None else [_overfitting(curve, _Curve.of(val_values))]
+    found = []
+    if val_values is not None:
+        val = LossCurve.of(val_values)
+        found.append(_overfitting(curve, val) or _not_generalizing(curve, val))
     if not curve.is_flat:
         found += [_slow_start(curve), _not_converged(curve), _too_noisy(curve)]
     return [finding for finding in found if finding is not None] or [_fine(curve)]
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """A curve of finite values, made comparable.
-
-    Attributes:
-        start: Its first value, or first level if noise explains the difference.
-        levels: Medians of stretches of equal length.
-        noise: Standard deviation of a value around the trend.
-        error: Standard error of a level.
-    """
-
-    start: float
-    levels: list[float]
-    noise: float
-    error: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "_Curve":
-        n = len(values)
-        n_stretches = min(n, _N_STRETCHES)
-        cuts = [i * n // n_stretches for i in range(n_stretches + 1)]
-        levels = [statistics.median(values[a:b]) for a, b in pairwise(cuts)]
-        bends = [abs(values[i + 1] - 2 * values[i] + values[i - 1]) for i in range(1, n - 1)]
-        noise = 1.4826 * statistics.median(bends) / math.sqrt(6)
-        # The standard error of a median is sqrt(pi / 2) of that of a mean.
-        error = math.sqrt(math.pi / 2 * n_stretches / n) * noise
-        is_noise = abs(values[0] - levels[0]) <= _SIGNIFICANT * noise
-        return cls(levels[0] if is_noise else values[0], levels, noise, error)
-
-    @property
-    def end(self) -> float:
-        return self.levels[-1]
-
-    @property
-    def best(self) -> float:
-        return min(self.levels)
-
-    @property
-    def fall(self) -> float:
-        return self.start - self.best
-
-    @property
-    def is_flat(self) -> bool:
-        return not self.is_clear(self.fall) or self.fall <= _FLAT * abs(self.start)
-
-    def is_clear(self, difference: float) -> bool:
-        """Return whether noise does not explain a difference of two levels."""
-        return difference > _SIGNIFICANT * self.error
-
-    def at(self, share: float) -> float:
-        """Return the level after a share of the run."""
-        return self.levels[min(int(share * len(self.levels)), len(self.levels) - 1)]
-
-
-def _numbers(name: str, losses: Iterable[float | None]) -> list[float]:
+def _numbers(name: str, losses: Iterable[float | None], fewest: int, remedy: str) -> list[float]:
     values = [math.nan if loss is None else float(loss) for loss in losses]
-    if len(values) < _FEWEST:
+    if len(values) < fewest:
         raise ValueError(
-            f"diagnose: expected at least {_FEWEST} {name}, got {len(values)}; train longer, or "
-            "take the losses of batches instead of epochs"
+            f"diagnose: expected at least {fewest} {name}, got {len(values)}; train longer, or "
+            + remedy
         )
     return values
 
@@ -188,7 +146,7 @@ def _not_finite(name: str, values: Sequence[float]) -> Finding:
     )
 
 
-def _diverged(curve: _Curve) -> Finding | None:
+def _diverged(curve: LossCurve) -> Finding | None:
     rise = curve.end - curve.start
     lost = curve.end - curve.best
     numbers = {"start": curve.start, "best": curve.best, "end": curve.end}
@@ -205,7 +163,7 @@ def _diverged(curve: _Curve) -> Finding | None:
     return None
 
 
-def _not_training(curve: _Curve, n_classes: int | None) -> Finding | None:
+def _not_training(curve: LossCurve, n_classes: int | None) -> Finding | None:
     level = statistics.median(curve.levels)
     numbers = {"level": level}
     message = f"The loss stays at {level:.3g}."
@@ -225,7 +183,7 @@ def _not_training(curve: _Curve, n_classes: int | None) -> Finding | None:
     )
 
 
-def _slow_start(curve: _Curve) -> Finding | None:
+def _slow_start(curve: LossCurve) -> Finding | None:
     first_part = _ONSET_FALL * curve.fall
     onset = next(i for i, level in enumerate(curve.levels) if curve.start - level >= first_part)
     share = onset / len(curve.levels)
@@ -241,7 +199,7 @@ def _slow_start(curve: _Curve) -> Finding | None:
     )
 
 
-def _not_converged(curve: _Curve) -> Finding | None:
+def _not_converged(curve: LossCurve) -> Finding | None:
     n = len(curve.levels) // 4
     gain = statistics.mean(curve.levels[-2 * n : -n]) - statistics.mean(curve.levels[-n:])
     # The means of n levels have 1 / sqrt(n) of the error of one.
@@ -257,7 +215,7 @@ def _not_converged(curve: _Curve) -> Finding | None:
     )
 
 
-def _overfitting(curve: _Curve, val: _Curve) -> Finding | None:
+def _overfitting(curve: LossCurve, val: LossCurve) -> Finding | None:
     rise = val.end - val.best
     # The share of the minimum is meaningless for losses that go below 0.
     scale = val.best if val.best > 0 else val.fall
@@ -276,7 +234,22 @@ def _overfitting(curve: _Curve, val: _Curve) -> Finding | None:
     )
 
 
-def _too_noisy(curve: _Curve) -> Finding | None:
+def _not_generalizing(curve: LossCurve, val: LossCurve) -> Finding | None:
+    level = statistics.median(val.levels)
+    # One that is flat, but low, has fallen before it was looked at for the first time.
+    if curve.is_flat or not val.is_flat or curve.start - level > _SHARED * curve.fall:
+        return None
+    return Finding(
+        "not generalizing",
+        f"The training loss fell from {curve.start:.3g} to {curve.best:.3g}, but the validation "
+        f"loss stays at {level:.3g}.",
+        "Look for a bug: do the validation labels belong to their images, are those prepared as in "
+        "training, is the model in evaluation mode, with the weights that were trained?",
+        {"level": level, "start": curve.start, "best": curve.best},
+    )
+
+
+def _too_noisy(curve: LossCurve) -> Finding | None:
     # In a flat curve, noise as large as that may hide a fall.
     scale, name = (abs(curve.start), "level") if curve.is_flat else (curve.fall, "fall")
     if curve.noise <= _NOISY * scale:
@@ -290,7 +263,7 @@ def _too_noisy(curve: _Curve) -> Finding | None:
     )
 
 
-def _fine(curve: _Curve) -> Finding:
+def _fine(curve: LossCurve) -> Finding:
     return Finding(
         "fine",
         f"The loss went from {curve.start:.3g} to {curve.end:.3g}, without any known fault.",

@@ -1,8 +1,8 @@
 """Watching a run: losses, and per layer activations, gradients and the size of updates."""
 
-import difflib
 import weakref
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from fusedtricks.train.activations import (
     HISTOGRAM_EDGES,
     TensorStatistics,
     UpdateRecord,
+    chosen_layers,
     dense_tensors,
     fetch,
     finite_or_none,
@@ -36,9 +37,11 @@ class Monitor:
         gradient: that of the loss with respect to this output;
         update_ratio: |w_after - w_before| / |w_before|, Euclidean norms of the layer's `weight`.
 
-    Several forward passes in one update, as with gradient accumulation, are taken together. With a
-    GradScaler, gradients are those of the scaled loss, as the layers compute them. Update ratios
-    are of the weights as stored: in float16 and bfloat16 small updates may vanish in them.
+    Several forward passes in one update, as with gradient accumulation, are taken together. So are
+    what torch.utils.checkpoint computes twice, and the gradients of several backward passes through
+    one graph. With a GradScaler, gradients are those of the scaled loss, as the layers compute
+    them. Update ratios are of the weights as stored: in float16 and bfloat16 small updates may
+    vanish in them; parametrised weights (`weight_norm`) have none.
 
     All of this stays on the device. `losses()`, `records()` and `state_dict()` fetch it, and wait;
     without them that happens once per 4096 losses or statistics, so that they cannot fill the
@@ -59,7 +62,7 @@ class Monitor:
         model: The model. Functions, and layers not called as `layer(inputs)`, cannot be seen.
         every: Updates from one record to the next, at least 1. Default 100.
         layers: Names of modules, as in `model.named_modules()`. Default None: all modules that
-            contain no other.
+            contain no other, and nn.MultiheadAttention as a whole.
         max_values: Of larger outputs, and their gradients, take the first samples only, along
             dim 0: as many as have no more values than this, but at least one. Default 2**18.
         updates: Whether to measure update ratios, which takes a copy of the layers' weights
@@ -106,7 +109,7 @@ class Monitor:
         self.every = every
         self.max_values = max_values
         self.updates = updates
-        self._layers = _chosen(model, layers)
+        self._layers = chosen_layers(model, layers)
         self._n_updates = 0
         self._losses: list[float | None] = []
         self._waiting_losses: list[Tensor | float] = []
@@ -130,8 +133,11 @@ class Monitor:
 
         Raises:
             ValueError: If the loss has several elements.
+            TypeError: If the loss is no number.
             RuntimeError: If the update was due and no layer ran. Nothing is changed then.
         """
+        if loss is not None and not isinstance(loss, Tensor | Real):
+            raise TypeError(f"step: expected loss to be a number or a tensor, got {loss!r}")
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise ValueError(
                 f"step: expected loss to have one element, got shape {list(loss.shape)}; average it"
@@ -145,7 +151,7 @@ class Monitor:
         if loss is not None:
             self._add_loss(loss)
         if self._current is not None:
-            self._current.measure_changes(self._layers)
+            self._current.finish(self._layers)
             self._waiting.append(self._current)
             if len(self._waiting) * len(self._layers) >= _MAX_WAITING:
                 self._fetch_records()
@@ -166,9 +172,9 @@ class Monitor:
 
         Returns:
             One dict per due update that is finished: `update`, counted from 0, and `layers`, which
-            maps the names of those that ran, in that order, to dicts with `activation`, `gradient`
-            (None without backward pass) and `update_ratio` (None without weight, or if it is not
-            finite). The first two are as `TensorStatistics.to_record` describes.
+            maps the names of those that ran, in the model's order, to dicts with `activation`,
+            `gradient` (None without backward pass) and `update_ratio` (None without weight, or if
+            it is not finite). The first two are as `TensorStatistics.to_record` describes.
         """
         self._fetch_records()
         return list(self._records)
@@ -281,19 +287,3 @@ class _Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, (None, self._name)
-
-
-def _chosen(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
-    modules = dict(model.named_modules())
-    if names is None:
-        names = [name for name, module in modules.items() if not list(module.children())]
-    if isinstance(names, str):
-        raise TypeError(f"Monitor: expected layers to be a list of names, got the string {names!r}")
-    for name in names:
-        if name not in modules:
-            near = difflib.get_close_matches(str(name), modules)
-            hint = f"did you mean {near[0]!r}?" if near else "see model.named_modules()"
-            raise ValueError(f"Monitor: the model has no layer {name!r}; {hint}")
-    if not names:
-        raise ValueError("Monitor: expected at least one layer, got an empty list")
-    return {name: modules[name] for name in names}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from fusedtricks._extras import require
@@ -43,7 +44,7 @@ def best_on_border(study: "optuna.Study", *, margin: float = 0.05) -> list[OnBor
     With u(x) = x, or log(x) where the search is on a logarithmic scale, x does so if
     place = (u(x) - u(low)) / (u(high) - u(low)) is at most `margin`, or at least 1 - margin: better
     values may lie outside. `low` and `high` are those of all trials, since a study may go on with
-    other ranges. Categories have no border, nor do ranges of a single value.
+    other ranges. Categories have no border, nor do ranges of one or two values.
 
     Args:
         study: An Optuna study with one objective.
@@ -55,7 +56,7 @@ def best_on_border(study: "optuna.Study", *, margin: float = 0.05) -> list[OnBor
     Raises:
         ValueError: If margin is out of range, or the study has several objectives or no trial with
             a finite value.
-        TypeError: If study is no Optuna study.
+        TypeError: If study is no Optuna study, or margin no number.
         MissingExtraError: If Optuna is not installed.
 
     Example:
@@ -67,13 +68,14 @@ def best_on_border(study: "optuna.Study", *, margin: float = 0.05) -> list[OnBor
     Source: the notes of the course CS231n, "Neural Networks Part 3": careful with best values on
         the border.
     """
-    if isinstance(margin, bool) or not 0 <= margin < 0.5:
+    _check_number("best_on_border", "margin", margin)
+    if not 0 <= margin < 0.5:
         raise ValueError(f"best_on_border: expected margin in [0, 0.5), got {margin}")
     trials, (best, *_) = _trials("best_on_border", study)
     found = []
     for name, value in best.params.items():
         searched = _Range.of(_distributions(trials, name))
-        if searched is None or searched.low == searched.high:
+        if searched is None or not searched.has_inside:
             continue
         place = searched.place(value)
         if margin < place < 1 - margin:
@@ -82,8 +84,9 @@ def best_on_border(study: "optuna.Study", *, margin: float = 0.05) -> list[OnBor
         if place < 0.5:
             side, border, where = ("low", "lower", "smaller")
         message = (
-            f"The best {name}, {value:.3g}, is at the {border} border of {searched.low:.3g} to "
-            f"{searched.high:.3g}: search {where} values too, unless there are none."
+            f"The best {name}, {_shown(value)}, is at the {border} border of "
+            f"{_shown(searched.low)} to {_shown(searched.high)}: search {where} values too, unless "
+            "there are none."
         )
         found.append(OnBorder(name, value, searched.low, searched.high, side, message))
     return found
@@ -111,7 +114,7 @@ def refine(
     Raises:
         ValueError: If an argument is out of range, or the study has several objectives or no trial
             with a finite value.
-        TypeError: If study is no Optuna study.
+        TypeError: If study is no Optuna study, or shrink no number.
         MissingExtraError: If Optuna is not installed.
 
     Example:
@@ -125,6 +128,7 @@ def refine(
         to fine; Bergstra & Bengio 2012, "Random Search for Hyper-Parameter Optimization", for
         drawing at random from the ranges.
     """
+    _check_number("refine", "shrink", shrink)
     if not 0 < shrink < 1:
         raise ValueError(f"refine: expected shrink in (0, 1), got {shrink}")
     if isinstance(n_best, bool) or not isinstance(n_best, int) or n_best < 1:
@@ -164,6 +168,15 @@ class _Range:
             return None
         return cls(last, min(d.low for d in distributions), max(d.high for d in distributions))
 
+    @property
+    def has_inside(self) -> bool:
+        """Whether there are values between the ends."""
+        return self._n_steps > 1 if self.last.step is not None else self.low < self.high
+
+    @property
+    def _n_steps(self) -> int:
+        return math.floor((self.high - self.low) / self.last.step + _TOLERANCE)
+
     def place(self, value: float) -> float:
         """Return where a value is, on the scale of the search: 0 is `low`, 1 is `high`."""
         low, high = self._to_scale(self.low), self._to_scale(self.high)
@@ -178,19 +191,37 @@ class _Range:
         start = min(start, self._to_scale(self.high) - width)
         start = max(start, self._to_scale(self.low))
         low, high = self._from_scale(start), self._from_scale(start + width)
-        if self.last.step is not None:
-            step = self.last.step
-            low = self.low + step * math.floor((low - self.low) / step + _TOLERANCE)
-            high = self.low + step * math.ceil((high - self.low) / step - _TOLERANCE)
         # The values may need more, and logarithms are not exact.
         low, high = max(min(low, *values), self.low), min(max(high, *values), self.high)
+        if self.last.step is not None:
+            low, high = self._on_grid(low, high)
         return type(self.last)(low, high, log=self.last.log, step=self.last.step)
+
+    def _on_grid(self, low: float, high: float) -> tuple[float, float]:
+        """Return the ends rounded outwards to whole steps from `self.low`."""
+        step = self.last.step
+        first = math.floor((low - self.low) / step + _TOLERANCE)
+        last = min(math.ceil((high - self.low) / step - _TOLERANCE), self._n_steps)
+        # In decimals, as Optuna reckons: sums of floats may lie a little beside the grid, and then
+        # it cuts off the last step.
+        start, width = Decimal(str(self.low)), Decimal(str(step))
+        kind = type(self.low)
+        return kind(start + first * width), kind(start + last * width)
 
     def _to_scale(self, value: float) -> float:
         return math.log(value) if self.last.log else value
 
     def _from_scale(self, value: float) -> float:
         return math.exp(value) if self.last.log else value
+
+
+def _check_number(owner: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{owner}: expected {name} to be a number, got {value!r}")
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
 def _distributions(trials: list[Any], name: str) -> list[Any]:
