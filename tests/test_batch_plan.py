@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fusedtricks.data.applying import apply_plan
 from fusedtricks.data.batch_tricks import Chain
-from fusedtricks.data.cutout import Cutout
+from fusedtricks.data.holes import Cutout
 from fusedtricks.data.mixing import CutMix, MixUp
 from fusedtricks.data.plan import BatchPlan
 from tests.batches_of_images import N_CLASSES, make_batch, pixel_by_pixel, seeded

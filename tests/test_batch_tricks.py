@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusedtricks.data.batch_tricks import Chain, OneOf
-from fusedtricks.data.cutout import Cutout
+from fusedtricks.data.holes import Cutout
 from fusedtricks.data.mixing import CutMix, MixUp, mixup
 from fusedtricks.data.plan import BatchPlan
 from tests.batches_of_images import N_CLASSES, make_batch, pixel_by_pixel, seeded

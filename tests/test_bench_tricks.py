@@ -36,7 +36,8 @@ def test_differences_are_those_of_equal_seeds():
         (-1.0, 0.9, "helps"),
         (1.0, 0.9, "hurts"),
         (-1.0, 1.1, "no effect found"),
-        (0.0, 0.0, "no effect found"),
+        (0.0, 0.0, "identical"),
+        (0.0, 0.1, "no effect found"),
     ],
 )
 def test_verdicts(mean, half_width, verdict):
@@ -71,23 +72,23 @@ def test_rows_compare_with_their_baseline(rows):
     base, better, child = rows[:3]
     assert base["errors"] == [13.0, 14.0, 15.0] and "difference" not in base
     assert (better["difference"], better["verdict"]) == (pytest.approx(-2), "helps")
-    assert (child["difference"], child["verdict"]) == (pytest.approx(0), "no effect found")
+    assert (child["difference"], child["verdict"]) == (pytest.approx(0), "identical")
     assert effect(better) == "-2.0 ± 0.0, helps"
 
 
 def test_table_and_picture(rows, tmp_path):
     table = markdown(rows, 0.4)
     assert "| better | 12.0 ± 5.7 | -2.0 ± 0.0 | base | helps | x=1 |" in table
-    assert "| child | 12.0 ± 5.7 | +0.0 ± 0.0 | better | no effect found | x=2 |" in table
+    assert "| child | 12.0 ± 5.7 | +0.0 ± 0.0 | better | identical | x=2 |" in table
     draw(rows, tmp_path / "tricks.png")
     assert (tmp_path / "tricks.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_the_page_is_filled_by_name(rows):
     known = document.effects(rows)
-    line = "| 1 | a trick | `better` is old; `child` |"
-    filled = "| 1 | a trick | `better` -2.0 ± 0.0, helps / -2.0 ± 0.0, helps; `child` "
-    filled += "+0.0 ± 0.0, no effect found / +0.0 ± 0.0, no effect found |"
+    line = "| 1 | a trick | `better`; `child` (beside `old`) -9.9 ± 1.0, helps; no more |"
+    filled = "| 1 | a trick | `better` -2.0 ± 0.0, helps / -2.00 ± 0.00, helps; `child` "
+    filled += "(beside `better`) +0.0 ± 0.0, identical / +0.00 ± 0.00, identical; no more |"
     assert document.fill(f"# Title\n{line}\ntext", known) == f"# Title\n{filled}\ntext"
     assert document.fill(filled, known) == filled
     with pytest.raises(KeyError, match="unknown"):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fusedtricks.data.cutout import Cutout, cutout
+from fusedtricks.data.holes import Cutout, cutout
 from tests.batches_of_images import make_batch, seeded
 
 

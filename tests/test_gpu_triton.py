@@ -241,3 +241,10 @@ def test_commands_for_triton(tmp_path):
     assert "bench.gpu.triton_plugin" not in command and "-k" not in command
     assert "tests/test_backends.py" not in run_tests.files_of("generic", "triton")
     assert "tests/test_amp.py" in run_tests.files_of("generic", "triton")
+
+
+def test_every_test_file_has_its_suite():
+    files = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    named = {*run_tests.WITHOUT_DEVICE, *run_tests.TRICK_TESTS}
+    assert named <= files, f"there is no {named - files}"
+    assert set(run_tests.files_of("tricks")).isdisjoint(run_tests.files_of("generic"))

@@ -1,8 +1,8 @@
-"""Run the tests on the device: those that need one, or the generic suites with their tensors on it.
+"""Run the tests on the device: those that need one, or suites with their tensors on it.
 
-`--suite device` runs DEVICE_TESTS. `--suite generic` runs the other suites with
-FUSEDTRICKS_TEST_DEVICE=cuda, those apart that have nothing to do with a device. With
-`--backend triton`, the Triton kernels stand for the compiled ones.
+`--suite device` runs DEVICE_TESTS. With FUSEDTRICKS_TEST_DEVICE=cuda, `--suite tricks` runs
+TRICK_TESTS, of losses, data and layers, and `--suite generic` all others, but those that have
+nothing to do with a device. With `--backend triton`, Triton kernels stand for the compiled ones.
 """
 
 import argparse
@@ -23,13 +23,56 @@ from bench.gpu.part import ROOT, NotAvailable, Result, Row, make_parser, run_par
 EXAMPLE = "python -m bench.gpu.run_tests --suite generic --dry-run"
 VARIABLE = "FUSEDTRICKS_TEST_DEVICE"
 DEVICE_TESTS = ("tests/test_cuda_device.py", "tests/test_device.py")
+TRICK_TESTS = (
+    "test_averaging",
+    "test_averaging_in_training",
+    "test_batch_op",
+    "test_batch_plan",
+    "test_batch_preparation",
+    "test_batch_tricks",
+    "test_binary_cross_entropy",
+    "test_blur_pool",
+    "test_blurpool_surgery",
+    "test_colour",
+    "test_cutout",
+    "test_distillation",
+    "test_dropout_schedule",
+    "test_ensemble",
+    "test_fixup",
+    "test_flooding",
+    "test_image_ops",
+    "test_loss_penalties",
+    "test_losses",
+    "test_lsuv",
+    "test_mixing",
+    "test_monitor",
+    "test_monitor_layers",
+    "test_multi_task",
+    "test_orthogonal",
+    "test_orthogonal_decay",
+    "test_prepare_batch",
+    "test_random_affine",
+    "test_resnet",
+    "test_scheduled_dropout",
+    "test_shake",
+    "test_shake_resnet",
+    "test_targets",
+    "test_teacher_cache",
+    "test_torch_tricks",
+    "test_tricks_together",
+    "test_zero_gamma",
+)
 # Nothing in them depends on the device, or they measure, train for long or start this check.
 WITHOUT_DEVICE = (
+    "test_batch_code",
+    "test_batch_kernel",
     "test_batch_sampler",
     "test_batch_size",
     "test_batch_size_equivalence",
     "test_batch_size_schedule",
     "test_bench",
+    "test_bench_batch",
+    "test_bench_tricks",
     "test_build",
     "test_cli",
     "test_cli_schedule",
@@ -39,12 +82,20 @@ WITHOUT_DEVICE = (
     "test_cuda_kernels",
     "test_cuda_shim",
     "test_data",
+    "test_data_docstrings",
     "test_demo",
     "test_device",
+    "test_diagnosis",
+    "test_diagnosis_runs",
+    "test_early_stopping",
     "test_gpu_check",
     "test_gpu_measurements",
     "test_gpu_parts",
     "test_gpu_triton",
+    "test_loss_docstrings",
+    "test_monitor_pictures",
+    "test_monitor_runs",
+    "test_pipelines",
     "test_planted_faults",
     "test_range_test",
     "test_range_test_data",
@@ -60,7 +111,11 @@ WITHOUT_DEVICE = (
     "test_schedule_times",
     "test_schedule_twins",
     "test_schedule_values",
+    "test_search",
+    "test_search_errors",
+    "test_shift_consistency",
     "test_trainer",
+    "test_tricks_table",
     "test_work_list",
 )
 # What asks for backends by name.
@@ -75,7 +130,7 @@ DESELECTED = (
 )
 TRITON_SELECTION = ("-k", " and ".join(f"not {name}" for name in DESELECTED))
 TRITON_PLUGIN = ("-p", "bench.gpu.triton_plugin")
-N_WORKERS = {"device": 5, "generic": 6}
+N_WORKERS = {"device": 5, "generic": 6, "tricks": 4}
 # A kernel that hangs takes its worker with it, not the run.
 TEST_TIMEOUT_S = 60
 HEADER = ("suite", "tests", "passed", "failed", "errors", "skipped", "seconds")
@@ -90,8 +145,10 @@ def files_of(suite: str, backend: str = "cuda") -> list[str]:
     """
     if suite == "device":
         return list(DEVICE_TESTS)
+    if suite == "tricks":
+        return [f"tests/{name}.py" for name in TRICK_TESTS]
     sources = sorted((ROOT / "tests").glob("*.py"))
-    without = WITHOUT_DEVICE + (WITHOUT_TRITON if backend == "triton" else ())
+    without = WITHOUT_DEVICE + TRICK_TESTS + (WITHOUT_TRITON if backend == "triton" else ())
     others = [path for path in sources if path.stem not in without]
     if not any(VARIABLE in path.read_text(encoding="utf-8") for path in others):
         raise NotAvailable(f"no file in tests/ reads {VARIABLE}")
@@ -153,7 +210,7 @@ def work(options: argparse.Namespace, result: Result) -> str:
     signal.signal(signal.SIGINT, lambda number, frame: None)
     # The plugin lets Triton stand for the other backends, which is enough.
     environment = os.environ | {"FUSEDTRICKS_TEST_TRITON": "0"}
-    if options.suite == "generic":
+    if options.suite != "device":
         environment[VARIABLE] = options.device.type
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "junit.xml"

@@ -81,7 +81,7 @@ ARMS = [
     _with("cutmix", "alpha=1", CutMix(1.0)),
     _with("mixup_or_cutmix", "alpha=1, one of the two per batch", OneOf([MixUp(1.0), CutMix(1.0)])),
     _with("cutout", "3x3 of 8x8 pixels", Cutout(3, fill=_BACKGROUND)),
-    _with("mixup_cutout", "both", Chain(MixUp(1.0), Cutout(3, fill=_BACKGROUND))),
+    _with("mixup_cutout", "alpha=1 and 3x3 pixels", Chain(MixUp(1.0), Cutout(3, fill=_BACKGROUND))),
     _on_images("flips", "left to right, half of the images", partial(random_flip, probability=0.5)),
     _on_images("shifts", "up to 1 pixel", _shift),
     _on_images(

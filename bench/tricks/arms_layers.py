@@ -34,7 +34,6 @@ from fusedtricks.nn import (
     linear_keep_probabilities,
     lsuv_,
     orthogonal_penalty,
-    orthogonal_weights,
     zero_gamma_,
 )
 
@@ -101,7 +100,7 @@ def _coupled(update: Update) -> Tensor:
 def _decoupled(model: nn.Module) -> Optimizer:
     optimizer = sgd(model)
     # What momentum would make of the coupled strength in the long run.
-    OrthogonalDecay(optimizer, orthogonal_weights(model), 1e-3 / (1 - MOMENTUM))
+    OrthogonalDecay(optimizer, model, 1e-3 / (1 - MOMENTUM))
     return optimizer
 
 

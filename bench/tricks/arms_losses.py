@@ -56,14 +56,14 @@ def _distilled(problem: Problem) -> Predict:
 
 ARMS = [
     _with("label_smoothing", "label_smoothing=0.1", CrossEntropyLoss(label_smoothing=0.1)),
-    _with("label_smoothing_strong", "0.4", CrossEntropyLoss(label_smoothing=0.4)),
+    _with("label_smoothing_strong", "label_smoothing=0.4", CrossEntropyLoss(label_smoothing=0.4)),
     _with("confidence_penalty", "beta=0.1", ConfidencePenalty(CrossEntropyLoss(), beta=0.1)),
     _with("confidence_penalty_strong", "beta=1", ConfidencePenalty(CrossEntropyLoss(), beta=1.0)),
     _with(
         "bce", "binary cross-entropy, summed over classes", BinaryCrossEntropyLoss(sum_classes=True)
     ),
     _with("darc1", "0.01 * darc1_penalty", _darc1),
-    Arm("flooding_low", "level=0.1", _flooded(0.1)),
+    Arm("flooding_low", "level=0.3", _flooded(0.3)),
     Arm("flooding_high", "level=1", _flooded(1.0)),
     Arm(
         "distillation",

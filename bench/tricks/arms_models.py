@@ -19,7 +19,7 @@ from bench.tricks.training import (
     fit,
     network,
 )
-from fusedtricks.lr_scheduler import Constant
+from fusedtricks.lr_scheduler import Constant, Cosine
 from fusedtricks.nn import (
     Ensemble,
     HardSharing,
@@ -134,15 +134,29 @@ def _soft_sharing(problem: Problem) -> Predict:
     return lambda images: model(images)[:, :N_CLASSES]
 
 
-def _early_stopping(problem: Problem) -> nn.Module:
-    """Hold a fifth of the training images out, with their wrong labels, to stop by."""
-    digits, n_train = problem.digits, TRAIN_SIZE * 4 // 5
-    images, labels = digits.train_images[n_train:], digits.train_labels[n_train:]
+_N_TRAIN = TRAIN_SIZE * 4 // 5
+_FEWER_UPDATES = EPOCHS * _N_TRAIN // BATCH_SIZE
+
+
+def _part(problem: Problem) -> Problem:
+    """Return the problem without a fifth of its training images."""
+    digits = problem.digits
     part = dataclasses.replace(
         digits,
-        train_images=digits.train_images[:n_train],
-        train_labels=digits.train_labels[:n_train],
+        train_images=digits.train_images[:_N_TRAIN],
+        train_labels=digits.train_labels[:_N_TRAIN],
     )
+    return Problem(part, problem.seed)
+
+
+def _fewer_images(problem: Problem) -> nn.Module:
+    return fit(_part(problem), schedule=Cosine(_FEWER_UPDATES))
+
+
+def _early_stopping(problem: Problem) -> nn.Module:
+    """Hold a fifth of the training images out, with their wrong labels, to stop by."""
+    images = problem.digits.train_images[_N_TRAIN:]
+    labels = problem.digits.train_labels[_N_TRAIN:]
     stopper = EarlyStopping(patience=3)
 
     @torch.no_grad()
@@ -150,7 +164,7 @@ def _early_stopping(problem: Problem) -> nn.Module:
         loss = functional.cross_entropy(model.eval()(images), labels).item()
         return stopper.step(loss, model)
 
-    model = fit(Problem(part, problem.seed), after_epoch=after_epoch)
+    model = fit(_part(problem), schedule=Cosine(_FEWER_UPDATES), after_epoch=after_epoch)
     stopper.restore(model)
     return model
 
@@ -163,7 +177,12 @@ ARMS = [
         _averaged(3 * _PER_EPOCH, Constant()),
         "constant_lr",
     ),
-    Arm("swa", "the last third at half the rate, torch's AveragedModel", _swa),
+    Arm(
+        "swa",
+        "half the rate, torch's AveragedModel of the last third",
+        _swa,
+        "constant_lr_half",
+    ),
     Arm("ensemble", "3 networks, probabilities averaged", _ensemble),
     Arm("average_weights", "3 networks of unlike starts: not what it is for", _soup),
     Arm("hard_sharing", "with a second head: even or odd", _hard_sharing),
@@ -172,5 +191,7 @@ ARMS = [
         "early_stopping",
         "120 of the 600 images held out, patience of 3 epochs",
         _early_stopping,
+        "fewer_images",
     ),
+    Arm("fewer_images", "480 of the 600 images, without stopping", _fewer_images),
 ]

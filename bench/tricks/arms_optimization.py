@@ -51,8 +51,8 @@ _PLAIN_LR = LR / (1 - MOMENTUM)
 _QUARTER = N_UPDATES // 4
 
 ARMS = [
-    _with("clip_grad_norm=1", "clip_grad_norm", clip_grad_norm=1.0),
-    _with("clip_grad_value=0.1", "clip_grad_value", clip_grad_value=0.1),
+    _with("clip_grad_norm=4", "clip_grad_norm", clip_grad_norm=4.0),
+    _with("clip_grad_value=0.5", "clip_grad_value", clip_grad_value=0.5),
     _with("centralize_grad=True", "gradient_centralization", centralize_grad=True),
     _with('centralize_grad="conv"', "gradient_centralization_conv", centralize_grad="conv"),
     _with("weight_decay=0", "no_weight_decay", weight_decay=0.0),
@@ -69,16 +69,29 @@ ARMS = [
     _by("no_bias_decay", "param_groups: norms and biases without decay", _no_bias_decay),
     _with(f"momentum=0, lr={_PLAIN_LR:g}", "no_momentum", momentum=0.0, lr=_PLAIN_LR),
     _with("nesterov=True", "nesterov", nesterov=True),
-    _by("adagrad", "Adagrad, lr=0.02", lambda model: optim.Adagrad(model.parameters(), lr=0.02)),
-    _by("rmsprop", "RMSprop, lr=1e-3", lambda model: optim.RMSprop(model.parameters(), lr=1e-3)),
-    _by("adam", "Adam, lr=2e-3", lambda model: optim.Adam(model.parameters(), lr=2e-3)),
+    _by(
+        "adagrad",
+        "Adagrad, lr=0.02, no decay",
+        lambda model: optim.Adagrad(model.parameters(), lr=0.02),
+    ),
+    _by(
+        "rmsprop",
+        "RMSprop, lr=1e-3, no decay",
+        lambda model: optim.RMSprop(model.parameters(), lr=1e-3),
+    ),
+    _by("adam", "Adam, lr=2e-3, no decay", lambda model: optim.Adam(model.parameters(), lr=2e-3)),
     _by(
         "adamw",
         "AdamW, lr=2e-3, weight_decay=0.05",
         lambda model: optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05),
     ),
-    _by("radam", "torch's RAdam, lr=2e-3", lambda m: torch.optim.RAdam(m.parameters(), lr=2e-3)),
+    _by(
+        "radam",
+        "torch's RAdam, lr=2e-3, no decay",
+        lambda m: torch.optim.RAdam(m.parameters(), lr=2e-3),
+    ),
     _under("constant_lr", "no decay", Constant()),
+    _under("constant_lr_half", "half the rate, no decay", Constant(0.5)),
     _under(
         "step_lr",
         "a tenth after a half and three quarters",

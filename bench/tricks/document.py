@@ -1,7 +1,8 @@
 """Write the measured effects into the tables of docs/tricks.md, and draw docs/images/tricks.png.
 
-The last cell of a row names, in backticks, what was measured; the figures after each name are
-replaced. The first figure is with 40 % wrong labels, the second without.
+The last cell of a row names, in backticks, what was measured; what follows a name, up to a
+semicolon, is replaced by the baseline, if it is not the common one, and the figures. The first
+figure is with 40 % wrong labels, the second without.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import report
+from bench.tricks.arm import BASE
 from bench.tricks.summary import draw, effect
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,16 +21,20 @@ RESULTS = ROOT / "bench" / "results" / "epyc-zen4-4-cores" / "tricks.json"
 PAGE = ROOT / "docs" / "tricks.md"
 PICTURE = ROOT / "docs" / "images" / "tricks.png"
 
-_NAMES = re.compile(r"`(\w+)`")
+# A name that is no baseline, and what was written after it before.
+_ENTRY = re.compile(r"(?<!\(beside )`(\w+)`(?: \(beside `\w+`\))?(?: [+-]\d[^;|]*)?")
 
 
 def effects(rows: Sequence[report.Row]) -> dict[str, str]:
     """Return what was measured of each trick: with wrong labels, then without."""
     texts: dict[str, list[str]] = {}
+    beside: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: -row["noise"]):
         if "difference" in row:
             texts.setdefault(row["trick"], []).append(effect(row))
-    return {trick: " / ".join(parts) for trick, parts in texts.items()}
+            is_common = row["baseline"] == BASE
+            beside[row["trick"]] = "" if is_common else f"(beside `{row['baseline']}`) "
+    return {trick: beside[trick] + " / ".join(parts) for trick, parts in texts.items()}
 
 
 def fill_line(line: str, known: Mapping[str, str]) -> str:
@@ -40,16 +46,12 @@ def fill_line(line: str, known: Mapping[str, str]) -> str:
     if not line.startswith("| ") or not line.rstrip().endswith("|"):
         return line
     *cells, last, end = line.split("|")
-    names = _NAMES.findall(last)
-    if not names or any("." in name for name in names):
-        return line
-    return "|".join(
-        [*cells, " " + "; ".join(f"`{name}` {known[name]}" for name in names) + " ", end]
-    )
+    filled = _ENTRY.sub(lambda match: f"`{match[1]}` {known[match[1]]}", last.rstrip())
+    return "|".join([*cells, f"{filled} ", end])
 
 
 def fill(page: str, known: Mapping[str, str]) -> str:
-    """Return the page with all figures, between the marks that enclose the tables."""
+    """Return the page with all figures."""
     return "\n".join(fill_line(line, known) for line in page.split("\n"))
 
 

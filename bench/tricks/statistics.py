@@ -10,7 +10,7 @@ from fusedtricks._extras import require
 __all__ = ["CONFIDENCE", "Difference", "compare", "mean_and_half_width"]
 
 # 99 % and not 95 %: of 70 tricks that do nothing, measured twice each, 95 % would let seven look as
-# if they did something.
+# if they did something, 99 % one or two.
 CONFIDENCE = 0.99
 
 
@@ -28,7 +28,10 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval says of errors: "helps", "hurts" or "no effect found"."""
+        """What the interval says of errors: "helps", "hurts", "no effect found" or "identical"."""
+        if self.mean == self.half_width == 0:
+            # Not even by chance: the trick was never in force.
+            return "identical"
         if abs(self.mean) <= self.half_width:
             return "no effect found"
         return "helps" if self.mean < 0 else "hurts"

@@ -11,7 +11,7 @@ from fusedtricks._extras import require
 __all__ = ["draw", "effect", "markdown", "summarize"]
 
 _HEADER = ("trick", "error %", "difference", "beside", "", "settings")
-_COLORS = {"helps": "tab:green", "hurts": "tab:red", "no effect found": "tab:gray"}
+_COLORS = {"helps": "tab:green", "hurts": "tab:red"}
 
 
 def summarize(
@@ -51,7 +51,10 @@ def summarize(
 
 def effect(row: report.Row) -> str:
     """Return what a row says of its trick, such as `-3.1 +- 1.2, helps`."""
-    return f"{row['difference']:+.1f} ± {row['difference_half_width']:.1f}, {row['verdict']}"
+    # Without wrong labels, errors are small, and so are their differences.
+    digits = 1 if row["noise"] else 2
+    width = f"{row['difference_half_width']:.{digits}f}"
+    return f"{row['difference']:+.{digits}f} ± {width}, {row['verdict']}"
 
 
 def markdown(rows: Sequence[report.Row], noise: float) -> str:
@@ -89,7 +92,7 @@ def draw(rows: Sequence[report.Row], file: Path) -> None:
                     xerr=row["difference_half_width"],
                     fmt="o",
                     markersize=4,
-                    color=_COLORS[row["verdict"]],
+                    color=_COLORS.get(row["verdict"], "tab:gray"),
                 )
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(names)), names, fontsize="small")
