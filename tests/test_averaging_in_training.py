@@ -13,8 +13,8 @@ from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 from fusedtricks import optim
 from fusedtricks.lr_scheduler import CosineAnnealingLR
 from fusedtricks.nn.averaging import ModelEMA
+from tests.averages import assert_same, norm_model, tensors, train_step
 from tests.devices import DEVICE
-from tests.test_averaging import assert_same, norm_model, tensors, train_step
 
 
 def snapshot(model):

@@ -24,6 +24,7 @@ EXAMPLE = "python -m bench.gpu.run_tests --suite generic --dry-run"
 VARIABLE = "FUSEDTRICKS_TEST_DEVICE"
 DEVICE_TESTS = ("tests/test_cuda_device.py", "tests/test_device.py")
 TRICK_TESTS = (
+    "test_averaged_tensors",
     "test_averaging",
     "test_averaging_in_training",
     "test_batch_op",
@@ -44,6 +45,7 @@ TRICK_TESTS = (
     "test_loss_penalties",
     "test_losses",
     "test_lsuv",
+    "test_lsuv_layers",
     "test_mixing",
     "test_monitor",
     "test_monitor_layers",
