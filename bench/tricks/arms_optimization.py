@@ -51,8 +51,8 @@ _PLAIN_LR = LR / (1 - MOMENTUM)
 _QUARTER = N_UPDATES // 4
 
 ARMS = [
-    _with("clip_grad_norm=4", "clip_grad_norm", clip_grad_norm=4.0),
-    _with("clip_grad_value=0.5", "clip_grad_value", clip_grad_value=0.5),
+    _with("clip_grad_norm=2", "clip_grad_norm", clip_grad_norm=2.0),
+    _with("clip_grad_value=0.1", "clip_grad_value", clip_grad_value=0.1),
     _with("centralize_grad=True", "gradient_centralization", centralize_grad=True),
     _with('centralize_grad="conv"', "gradient_centralization_conv", centralize_grad="conv"),
     _with("weight_decay=0", "no_weight_decay", weight_decay=0.0),

@@ -98,6 +98,7 @@ def draw(rows: Sequence[report.Row], file: Path) -> None:
         axes.set_yticks(range(len(names)), names, fontsize="small")
         # A few points are of interest; what hurts by more than 20 leaves the picture.
         axes.set_xlim(min(map(_low, shown)) - 1 if noise else -3, 20 if noise else 6)
+        axes.set_ylim(-1, len(names))
         axes.set_title(f"{noise:.0%} wrong labels")
         axes.set_xlabel(f"points of test error beside none, {CONFIDENCE:.0%} interval")
         axes.grid(alpha=0.3)
