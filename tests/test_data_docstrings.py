@@ -12,7 +12,7 @@ from tests.devices import DEVICE
 MODULES = [
     # By name: the package has a function of the name of one of them.
     importlib.import_module(f"fusedtricks.data.{name}")
-    for name in ("applying", "batch_tricks", "colour", "cutout", "image_ops", "mixing", "pipelines")
+    for name in ("applying", "batch_tricks", "colour", "holes", "image_ops", "mixing", "pipelines")
 ]
 PUBLIC = [getattr(module, name) for module in MODULES for name in module.__all__]
 PUBLIC = [each for each in PUBLIC if callable(each)]
