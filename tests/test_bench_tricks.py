@@ -138,6 +138,20 @@ def test_every_arm_is_described_and_has_a_measured_baseline():
         assert arm.baseline in ARMS
 
 
+@pytest.mark.parametrize(
+    "run, arguments, message",
+    [
+        (command.main, ["--noise", "3"], "--noise: expected shares in [0, 1], got 3.0"),
+        (command.main, ["--seeds", "1"], "--seeds: expected 2 or more"),
+        (document.main, ["--results", "no.json"], "--results: no file no.json"),
+    ],
+)
+def test_wrong_arguments(run, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        run(arguments)
+    assert message in capsys.readouterr().err
+
+
 def test_command(tmp_path, capsys):
     arguments = ["--tricks", "cutout", "--seeds", "2", "--noise", "0.4", "--workers", "2"]
     assert command.main([*arguments, "--out", str(tmp_path / "tricks")]) == 0

@@ -232,3 +232,8 @@ def test_an_empty_batch():
 def test_errors(arguments, text):
     with pytest.raises(ValueError, match=text):
         BlurPool(**{"channels": 3, "filt_size": 3, "stride": 3} | arguments)
+
+
+def test_features_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(N, C, H, W\), got \[3\]"):
+        BlurPool(3, filt_size=3, stride=2)(torch.rand(3))

@@ -306,3 +306,8 @@ def test_two_processes_flood_the_mean_of_both(tmp_path):
     assert min(own) < levels()[0] < max(own)
     # A NaN in one process is one in all.
     assert [found["nan"] for found in ranks] == [[True, True]] * 2
+
+
+def test_a_level_that_is_no_number_is_refused():
+    with pytest.raises(TypeError, match="expected level to be a number, got 'a'"):
+        Flooding("a")

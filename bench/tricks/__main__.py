@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.seeds < 2:
         parser.error(f"argument --seeds: expected 2 or more for an interval, got {arguments.seeds}")
+    for noise in arguments.noise:
+        if not 0 <= noise <= 1:
+            parser.error(f"argument --noise: expected shares in [0, 1], got {noise}")
     arms = with_baselines(arguments.tricks or list(ARMS))
     errors = measure(arms, arguments.noise, arguments.seeds, arguments.workers)
     rows = summarize(arms, errors)

@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
     arguments = parser.parse_args(argv)
+    if not arguments.results.is_file():
+        parser.error(f"argument --results: no file {arguments.results}; run python -m bench.tricks")
     rows = json.loads(arguments.results.read_text(encoding="utf-8"))["results"]
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(fill(page, effects(rows)), encoding="utf-8")

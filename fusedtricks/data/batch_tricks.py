@@ -95,6 +95,8 @@ class OneOf(BatchTrick):
                     "such as OneOf([MixUp(0.2), CutMix(1.0)], weights=[3, 1])"
                 )
         tricks = tuple(self.tricks)
+        if not tricks:
+            raise ValueError("OneOf: expected at least one trick, got none; MixUp(0) does nothing")
         weights = (1.0,) * len(tricks) if self.weights is None else tuple(self.weights)
         for trick in tricks:
             _check_trick("OneOf", trick)

@@ -37,7 +37,10 @@ def check_number(
 
     Raises:
         ValueError: If it is refused.
+        TypeError: If it is no number.
     """
+    if not isinstance(value, int | float):
+        raise TypeError(f"{what}: expected {name} to be a number, got {value!r}")
     if math.isfinite(value) and value >= at_least and value > above:
         return
     bound = f" above {above}" if above > -math.inf else f" of at least {at_least}"

@@ -71,6 +71,10 @@ class BlurPool(nn.Module):
         The dtype is that of a convolution: the filter's, which the features have to share, and the
         16 bits of autocast where it is on.
         """
+        if features.ndim not in (3, 4):
+            raise ValueError(
+                f"BlurPool: expected features of shape (N, C, H, W), got {list(features.shape)}"
+            )
         padded = _reflect(features, (self.filt_size - 1) // 2, self.filt_size // 2)
         return functional.conv2d(padded, self.filter, stride=self.stride, groups=self.channels)
 

@@ -185,8 +185,9 @@ class _Scaling:
     def _std(self, module: nn.Module, output: Tensor) -> float:
         std = output.float().std(correction=0).item() if output.numel() > 0 else math.nan
         if not 0 < std < math.inf:
+            name = self.names[module] or "the model"
             raise ValueError(
-                f"lsuv_: expected outputs of {self.names[module]} that vary and are finite, got a "
+                f"lsuv_: expected outputs of {name} that vary and are finite, got a "
                 f"standard deviation of {std}; use a larger batch of real inputs"
             )
         return std
