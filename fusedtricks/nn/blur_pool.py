@@ -71,10 +71,6 @@ class BlurPool(nn.Module):
         The dtype is that of a convolution: the filter's, which the features have to share, and the
         16 bits of autocast where it is on.
         """
-        if features.ndim not in (3, 4):
-            raise ValueError(
-                f"BlurPool: expected features of shape (N, C, H, W), got {list(features.shape)}"
-            )
         padded = _reflect(features, (self.filt_size - 1) // 2, self.filt_size // 2)
         return functional.conv2d(padded, self.filter, stride=self.stride, groups=self.channels)
 
@@ -86,6 +82,10 @@ class BlurPool(nn.Module):
 # For torch.fx, which cannot follow what depends on a size, the whole is one call.
 @torch.fx.wrap
 def _reflect(features: Tensor, before: int, after: int) -> Tensor:
+    if features.ndim not in (3, 4):
+        raise ValueError(
+            f"BlurPool: expected features of shape (N, C, H, W), got {list(features.shape)}"
+        )
     if min(features.shape[-2:]) > after:
         return functional.pad(features, (before, after, before, after), mode="reflect")
     return _reflect_short(_reflect_short(features, -2, before, after), -1, before, after)
