@@ -1,8 +1,6 @@
 """ModelEMA and torch's AveragedModel in training, evaluation and several processes."""
 
 import copy
-import gc
-from datetime import timedelta
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from fusedtricks.lr_scheduler import CosineAnnealingLR
 from fusedtricks.nn.averaging import ModelEMA
 from tests.averages import assert_same, norm_model, tensors, train_step
 from tests.devices import DEVICE
+from tests.processes import in_two_processes
 
 
 def snapshot(model):
@@ -234,15 +233,7 @@ def test_an_update_inside_a_compiled_step_gives_the_same_averages():
     assert counter.frame_count <= 6
 
 
-def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def train_one_rank(rank):
     torch.manual_seed(5)
     model = DistributedDataParallel(norm_model())
     optimizer = optim.SGD(model.parameters(), lr=0.05)
@@ -255,16 +246,11 @@ def run_rank(rank, folder):
     own_mean = ema.module[1].running_mean.clone()
     for buffer in ema.module.buffers():
         torch.distributed.broadcast(buffer, 0)
-    torch.save([parameters, own_mean, tensors(ema)], f"{folder}/{rank}.pt")
-    # A group that DDP's reducers still hold when Python exits may abort the process.
-    del model, optimizer
-    gc.collect()
-    torch.distributed.destroy_process_group()
+    return [parameters, own_mean, tensors(ema)]
 
 
 def test_all_ranks_have_the_same_averages(tmp_path):
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    first, second = in_two_processes(train_one_rank, tmp_path)
     assert_same(first[0], second[0])
     assert first[2]["n_averaged"] == 4
     # What the docstring says of statistics: each rank's own, until they are broadcast.

@@ -2,11 +2,9 @@
 
 import copy
 import io
-import json
 import math
 import pickle
 import random
-from datetime import timedelta
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from torch import nn
 
 from fusedtricks import optim
 from fusedtricks.train.early_stopping import EarlyStopping
+from tests.processes import in_two_processes
 
 # Decisions. ---------------------------------------------------------------------------------------
 
@@ -289,15 +288,7 @@ def test_bad_values_change_nothing(value, error, text):
 PER_RANK = [[3.0, 2.0, 2.5, 1.0, 1.5, 1.25], [1.0, 9.0, 9.0, None, math.nan, 0.0]]
 
 
-def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def stop_one_rank(rank):
     model = nn.Linear(1, 1, bias=False)
     stopper = EarlyStopping(2)
     stops = []
@@ -305,14 +296,9 @@ def run_rank(rank, folder):
         nn.init.constant_(model.weight, epoch)
         stops.append(stopper.step(value, model))
     stopper.restore(model)
-    found = [stops, stopper.best, stopper.best_step, model.weight.item()]
-    torch.distributed.destroy_process_group()
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump(found, file)
+    return [stops, stopper.best, stopper.best_step, model.weight.item()]
 
 
 def test_all_processes_decide_as_rank_0_does(tmp_path):
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+    for found in in_two_processes(stop_one_rank, tmp_path):
         assert found == [[False] * 5 + [True], 1.0, 3, 3.0]

@@ -1,7 +1,6 @@
 """Flooding acts on the mean loss of an update, however the update is computed."""
 
 import copy
-import json
 import math
 import pickle
 
@@ -11,6 +10,7 @@ import torch
 from fusedtricks.losses import Flooding, smallest_cross_entropy
 from tests import small_updates
 from tests.devices import DEVICE
+from tests.processes import in_two_processes
 from tests.small_updates import gradients, mean_loss
 
 # Row 3 of the tricks: four losses, whose mean is 0.095.
@@ -290,8 +290,7 @@ def test_errors(call, error, text):
 
 
 def test_two_processes_flood_the_mean_of_both(tmp_path):
-    torch.multiprocessing.spawn(small_updates.run_rank, (str(tmp_path), levels()), nprocs=2)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    ranks = in_two_processes(small_updates.updates_of_a_rank, tmp_path, levels())
     for index, level in enumerate(levels()):
         expected, value, unflooded = expected_gradients(level)
         for found in ranks:

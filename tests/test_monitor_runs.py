@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import weakref
-from datetime import timedelta
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from fusedtricks.train.activations import TensorStatistics
 from fusedtricks.train.monitor import Monitor
 from tests.devices import DEVICE
 from tests.monitored import build_model, by_hand, check_record, train
+from tests.processes import in_two_processes
 
 # No waiting, no disturbing. -----------------------------------------------------------------------
 
@@ -230,15 +230,7 @@ def test_a_resumed_run_records_the_same(cut):
     assert [record["update"] for record in expected["records"]] == [0, 3, 6]
 
 
-def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def monitor_one_rank(rank):
     torch.manual_seed(5)
     inner = build_model()
     model = nn.parallel.DistributedDataParallel(inner)
@@ -253,17 +245,11 @@ def run_rank(rank, folder):
         optimizer.step()
         for monitor in monitors:
             monitor.step(loss)
-    found = [monitor.state_dict() for monitor in monitors]
-    del model
-    gc.collect()
-    torch.distributed.destroy_process_group()
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump(found, file)
+    return [monitor.state_dict() for monitor in monitors]
 
 
 def test_each_process_records_its_part(tmp_path):
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    first, second = in_two_processes(monitor_one_rank, tmp_path)
     wrapped, inner = first[0]["records"], first[1]["records"]
     assert [len(wrapped), len(inner), len(second[0]["records"])] == [3, 2, 3]
     for name, layer in inner[1]["layers"].items():

@@ -12,6 +12,7 @@ import fusedtricks
 from fusedtricks.nn.orthogonal import OrthogonalDecay, orthogonal_weights
 from fusedtricks.nn.shake_resnet import ShakeShakeResNet
 from tests.devices import DEVICE
+from tests.processes import in_two_processes
 
 # Skipped steps. ----------------------------------------------------------------------------------
 
@@ -185,11 +186,7 @@ def test_beside_a_compiled_step(library):
     torch.testing.assert_close(*steps)
 
 
-def train_in_a_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+def train_one_rank(rank: int) -> dict[str, Tensor]:
     torch.manual_seed(rank)  # other images and other shakes in each process
     net = ShakeShakeResNet(1, 3, width=4, blocks=(1, 1))
     parallel = DistributedDataParallel(net)
@@ -199,14 +196,12 @@ def train_in_a_process(rank: int, folder: str) -> None:
         optimizer.zero_grad()
         parallel(torch.randn(5, 1, 8, 8)).square().sum().backward()
         optimizer.step()
-    torch.save(net.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return net.state_dict()
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="two processes with gloo on the CPU")
 def test_two_processes_stay_alike(tmp_path):
-    torch.multiprocessing.spawn(train_in_a_process, (str(tmp_path),), nprocs=2)
-    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    one, two = in_two_processes(train_one_rank, tmp_path)
     for name, value in one.items():
         assert value.isfinite().all()
         if "running" not in name:

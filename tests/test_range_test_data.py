@@ -1,9 +1,6 @@
 """The learning-rate range test: the order of the data comes back, and processes agree."""
 
-import gc
-import json
 import random
-from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ from fusedtricks import optim
 from fusedtricks.lr_scheduler.range_test import lr_range_test
 from fusedtricks.train import Batches
 from tests.noisy_model import build_model, short_test
+from tests.processes import in_two_processes
 
 # The order of the data. ---------------------------------------------------------------------------
 
@@ -172,7 +170,7 @@ CASES = {
 }
 
 
-def run_cases(rank):
+def range_tests_of_a_rank(rank):
     found = {}
     for name, losses in CASES.items():
         model = DistributedDataParallel(nn.Linear(1, 1))
@@ -194,26 +192,8 @@ def run_cases(rank):
     return found
 
 
-def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    found = run_cases(rank)
-    # A group that DDP's reducers still hold when Python exits may abort the process.
-    gc.collect()
-    torch.distributed.destroy_process_group()
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump(found, file)
-
-
 def test_all_processes_record_the_mean_and_stop_together(tmp_path):
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    ranks = in_two_processes(range_tests_of_a_rank, tmp_path)
     assert ranks[0] == ranks[1]
     assert ranks[0] == {
         "not finite": ["not finite", [3, 4, 3], 3],

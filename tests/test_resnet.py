@@ -2,16 +2,16 @@
 
 import copy
 import pickle
-from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusedtricks.nn.resnets import ResNet, resnet
 from fusedtricks.nn.small_resnet import SmallResNet
 from fusedtricks.nn.surgery import apply_blurpool
+from tests.processes import in_two_processes
 from tests.resnet_formulas import randomize, residual_network
 
 SMALL = {"widths": (6, 10, 4), "in_channels": 2, "n_classes": 7}
@@ -173,17 +173,11 @@ def blurred_model():
     return apply_blurpool(small_model().cpu().eval(), filt_size=4, verbose=False)
 
 
-def run_distributed(rank, folder, state, images):
-    torch.set_num_threads(1)
-    store = distributed.FileStore(f"{folder}/store", 2)
-    distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def gradients_of_a_rank(rank, state, images):
     model = DistributedDataParallel(blurred_model())
     model.module.load_state_dict(state)
     model(images[rank::2]).square().mean().backward()
-    torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return [p.grad for p in model.parameters()]
 
 
 def test_two_processes(tmp_path):
@@ -191,13 +185,10 @@ def test_two_processes(tmp_path):
     # the whole batch.
     model = blurred_model()
     images = torch.randn(4, 2, 40, 33, device="cpu")
-    arguments = (str(tmp_path), model.state_dict(), images)
-    torch.multiprocessing.spawn(run_distributed, arguments, nprocs=2)
+    ranks = in_two_processes(gradients_of_a_rank, tmp_path, model.state_dict(), images)
     model(images).square().mean().backward()
-    for rank in range(2):
-        for parameter, grad in zip(
-            model.parameters(), torch.load(tmp_path / f"{rank}.pt"), strict=True
-        ):
+    for grads in ranks:
+        for parameter, grad in zip(model.parameters(), grads, strict=True):
             torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-5)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 import pickle
 
 import pytest
@@ -13,6 +12,7 @@ from fusedtricks.lr_scheduler import Cosine, ScheduledLR
 from fusedtricks.train import EarlyStopping
 from tests import distributed_tricks
 from tests.devices import DEVICE
+from tests.processes import in_two_processes
 
 N_IMAGES, N_CLASSES = 24, 3
 
@@ -178,8 +178,7 @@ def test_the_changed_model_compiles_in_one_graph():
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="two processes with gloo need no device")
 def test_two_processes_stay_together(tmp_path):
-    torch.multiprocessing.spawn(distributed_tricks.run_rank, (str(tmp_path),), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    first, second = in_two_processes(distributed_tricks.train_with_all_tricks, tmp_path)
     assert first["images"] != second["images"]
     for name in ("model", "ema", "levels"):
         assert first[name] == second[name], name
