@@ -42,6 +42,7 @@ TRICK_TESTS = (
     "test_fixup",
     "test_flooding",
     "test_image_ops",
+    "test_image_randomness",
     "test_loss_penalties",
     "test_losses",
     "test_lsuv",
