@@ -1,6 +1,10 @@
-"""Two processes of a gloo group on one machine."""
+"""Other processes: two of a gloo group, and one whose Triton compiles."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -8,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import distributed
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def in_two_processes(worker: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
@@ -35,3 +41,21 @@ def _run(rank: int, worker: Callable[..., Any], folder: str, arguments: tuple[An
     # A group that DDP's reducers still hold when Python exits may abort the process.
     gc.collect()
     distributed.destroy_process_group()
+
+
+def compiled_by(module: str) -> dict[str, Any]:
+    """Return the JSON that a module of tests prints about kernels it compiles for GPUs.
+
+    In another process, because this one has Triton's interpreter switched on.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    cache = os.environ.get("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-code"))
+    output = subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": cache},
+        capture_output=True,
+        text=True,
+    )
+    assert output.returncode == 0, output.stdout[-2000:] + output.stderr[-4000:]
+    return json.loads(output.stdout)

@@ -1,35 +1,20 @@
 """What the kernel for batches of images compiles to, on every architecture; needs no GPU."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import compiled_by
+
 pytest.importorskip("triton", reason="Triton is not installed; pip install triton")
 
-ROOT = Path(__file__).resolve().parent.parent
 NVIDIA = pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 Reports = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, Reports]:
-    """Compile everything in another process, because this one has the interpreter switched on."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    cache = os.environ.get("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-code"))
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.batch_code"],
-        cwd=ROOT,
-        env=environment | {"TRITON_CACHE_DIR": cache},
-        capture_output=True,
-        text=True,
-    )
-    assert output.returncode == 0, output.stdout[-2000:] + output.stderr[-4000:]
-    return json.loads(output.stdout)
+    return compiled_by("tests.batch_code")
 
 
 def of_target(compiled: dict[str, Reports], target: str) -> Reports:

@@ -1,33 +1,17 @@
 """What the Triton kernels compile to, for every variant and architecture; needs no GPU."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed; pip install triton")
+from tests.processes import compiled_by
 
-ROOT = Path(__file__).resolve().parent.parent
+pytest.importorskip("triton", reason="Triton is not installed; pip install triton")
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, dict[str, dict[str, Any]]]:
-    """Compile everything in another process, because this one has the interpreter switched on."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    cache = os.environ.get("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-code"))
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.triton_code"],
-        cwd=ROOT,
-        env=environment | {"TRITON_CACHE_DIR": cache},
-        capture_output=True,
-        text=True,
-    )
-    assert output.returncode == 0, output.stdout[-2000:] + output.stderr[-4000:]
-    return json.loads(output.stdout)
+    return compiled_by("tests.triton_code")
 
 
 @pytest.fixture(scope="module")
