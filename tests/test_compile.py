@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.cases import MAIN_CASES, Case
+from tests.cases import CASES, MAIN_CASES, Case
 from tests.devices import LIBRARIES
 from tests.pairs import BACKENDS, case_name
 from tests.test_raw_ops import HYPER, arguments, statistics_arguments
@@ -125,6 +125,24 @@ def test_tensor_lr_changes_between_compiled_steps(case: Case, backend: str) -> N
         n_frames.append(torch._dynamo.utils.counters["frames"]["ok"])
     assert_equal(model, other, rtol=3e-6)
     assert n_frames[2] == n_frames[-1], "compiled again for another learning rate"
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name in ("Adam-l2", "SGD-l2", "RMSprop-l2-maximize")]
+)
+def test_decay_changes_between_compiled_steps(case: Case) -> None:
+    model, other = small_model(), small_model()
+    eager = case.torch_cls(model.parameters(), **case.torch_kwargs)
+    optimizer = optimizer_for(other, case)
+    step = compiled(optimizer.step)
+    # torch.compile takes a number that varied for a variable; 0 is another variant of the kernels.
+    for decay in (0.17, 0.29, 0.0, 0.13):
+        for each in (eager, optimizer):
+            each.param_groups[0]["weight_decay"] = decay
+        set_grads(model, other)
+        case.torch_step(eager)
+        step()
+    assert_equal(model, other, rtol=3e-6)
 
 
 def test_overflow_in_a_compiled_step_changes_nothing() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fusedtricks import optim
-from tests.pairs import BACKENDS, leaf
+from tests.cases import CASES, Case
+from tests.pairs import BACKENDS, Pair, leaf
 
 # The class, what all groups have, and one set of options per group; torch takes the same.
 MIXES: dict[str, tuple[type, type, dict[str, Any], list[dict[str, Any]]]] = {
@@ -67,3 +68,33 @@ def test_groups_of_different_states(mix: str, backend: str, clips: bool, masters
         assert ours.state.get(param, {}).keys() == {
             name for name, value in theirs.state[twin].items() if value is not None
         }
+
+
+def step_with_some_masters(case: Case, backend: str, compiles: bool) -> None:
+    """Take steps with 16-bit and 32-bit parameters in one group, and compare with torch."""
+    dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.float32)
+    params = [leaf(torch.randn(7, 3).to(dtype)) for dtype in dtypes]
+    pair = Pair(case, backend, params=params, master_weights=True)
+    ours = pair.ours
+    step = torch.compile(ours.step, backend="aot_eager") if compiles else ours.step
+    for _ in range(3):
+        pair.set_grads()
+        step()
+        case.torch_step(pair.theirs)
+    for param, twin in zip(params, pair.twins, strict=True):
+        master = ours.state[param].get("master_param") if param in ours.state else None
+        assert (master is None) == (param.dtype == torch.float32)
+        exact = param if master is None else master
+        torch.testing.assert_close(exact.detach().double(), twin.detach(), rtol=1e-5, atol=1e-5)
+        assert param.equal(exact.to(param.dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_masters_of_some_parameters_of_a_group(case: Case, backend: str) -> None:
+    step_with_some_masters(case, backend, compiles=False)
+
+
+@pytest.mark.parametrize("case", CASES[:1] + CASES[6:9] + CASES[11:12], ids=lambda case: case.name)
+def test_compiled_steps_with_masters_of_some_parameters(case: Case) -> None:
+    step_with_some_masters(case, "auto", compiles=True)

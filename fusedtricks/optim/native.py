@@ -110,7 +110,8 @@ def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome |
 
 
 def _variant(optimizer: "FusedOptimizer", group: dict[str, Any]) -> int:
-    return sum(bool(flag) << bit for bit, flag in enumerate(optimizer._flags(group)))
+    # A branch, which torch.compile guards, where a flag depends on a number that varies.
+    return sum(1 << bit if flag else 0 for bit, flag in enumerate(optimizer._flags(group)))
 
 
 def _layout(optimizer: "FusedOptimizer") -> list[Any]:
@@ -146,11 +147,10 @@ def _build_plan(
                 continue
             state, count = optimizer._ensure_state(entry, counts_on_device=True)
             names = optimizer._state_names(group)
-            # A parameter listed twice is updated twice, one after the other.
-            key = (param.device, names, seen[id(param)])
+            watched = optimizer._watched(entry)
+            key = _batch_key(optimizer, entry, seen[id(param)])
             batch = batches.setdefault(key, len(batches))
             seen[id(param)] += 1
-            watched = optimizer._watched(entry)
             plan.bind(
                 batch,
                 state["master_param"] if optimizer._has_master(entry) else None,
@@ -161,6 +161,14 @@ def _build_plan(
             )
     plan.seal(optimizer.state)
     return plan
+
+
+def _batch_key(optimizer: "FusedOptimizer", entry: Entry, n_before: int) -> Any:
+    """Return what the parameters of one op call have in common."""
+    # A parameter listed twice is updated twice, one after the other. SGD without momentum counts
+    # steps where there is a master only.
+    counts = bool(optimizer._watched(entry))
+    return entry.param.device, optimizer._state_names(entry.group), counts, n_before
 
 
 @dataclass(slots=True)
@@ -207,7 +215,7 @@ def _listed_step(
     batches: dict[Any, _Batch] = {}
     seen: Counter[int] = Counter()
     for entry in entries:
-        key = (entry.param.device, optimizer._state_names(entry.group), seen[id(entry.param)])
+        key = _batch_key(optimizer, entry, seen[id(entry.param)])
         seen[id(entry.param)] += 1
         batches.setdefault(key, _Batch([0] * len(groups))).add(optimizer, entry)
     centralize = [centralize_ndim(group["centralize_grad"]) for group in groups]
