@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--updates", type=int, default=400, help="length of the run (400)")
     parser.add_argument("--every", type=int, default=10, help="updates between records (10)")
     arguments = parser.parse_args(argv)
+    # The run depends on the number of threads, in its last bits at first and more and more later.
+    torch.set_num_threads(1)
     model, state = train(arguments.updates, arguments.every)
     draw(model, state, arguments.out)
     for finding in diagnose(state["losses"], n_classes=10):

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fusedtricks._checks import check_bool, check_number, check_tensor
+from fusedtricks._host import extremes
+
 __all__ = ["Targets", "as_targets", "check_labels", "check_smoothing"]
 
 
@@ -19,7 +22,8 @@ class Targets:
     targets return new ones; losses take them instead of labels, and refuse what contradicts.
 
     Args:
-        weights: Shape (N, M), or (N, K) without `classes`; floating point, rows sum to 1.
+        weights: Shape (N, M), or (N, K) without `classes`; floating point, rows sum to 1. Other
+            sums are for binary cross-entropies alone.
         classes: Shape (N, M), int64, 0 to K - 1: what the weights belong to. Default None: all
             classes in order.
         smoothing: Label smoothing that the weights already contain, in [0, 1]. Default 0.
@@ -27,7 +31,7 @@ class Targets:
 
     Raises:
         ValueError: If shapes do not fit, or smoothing is out of range.
-        TypeError: If a dtype does not fit.
+        TypeError: If a dtype does not fit, or something is of another type.
 
     Example:
         >>> targets = as_targets(torch.tensor([2, 0]))
@@ -42,6 +46,7 @@ class Targets:
     is_mixed: bool = False
 
     def __post_init__(self) -> None:
+        check_tensor("Targets", "weights", self.weights)
         if self.weights.ndim != 2:
             raise ValueError(
                 f"Targets: expected weights of shape (N, M), got {list(self.weights.shape)}"
@@ -51,6 +56,7 @@ class Targets:
                 f"Targets: expected weights of a floating point dtype, got {self.weights.dtype}"
             )
         if self.classes is not None:
+            check_tensor("Targets", "classes", self.classes)
             if self.classes.shape != self.weights.shape:
                 raise ValueError(
                     f"Targets: expected classes of the weights' shape "
@@ -59,6 +65,7 @@ class Targets:
             if self.classes.dtype != torch.int64:
                 raise TypeError(f"Targets: expected classes of int64, got {self.classes.dtype}")
         check_smoothing("Targets", self.smoothing)
+        check_bool("Targets", "is_mixed", self.is_mixed)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -122,21 +129,19 @@ class Targets:
         check_smoothing("smooth", label_smoothing)
         self.refuse_second_smoothing("smooth", label_smoothing)
         probabilities = self.probabilities(n_classes)
-        smoothed = torch.lerp(
-            probabilities, torch.ones_like(probabilities) / n_classes, label_smoothing
-        )
+        smoothed = (1 - label_smoothing) * probabilities + label_smoothing / n_classes
         return Targets(smoothed, None, self.smoothing or label_smoothing, self.is_mixed)
 
     def mix(self, partner: Tensor, own_share: Tensor) -> "Targets":
         """Return own_share[i] * q[i] + (1 - own_share[i]) * q[partner[i]], marked as mixed.
 
         Args:
-            partner: Shape (N,), int64: the sample that each one is blended with.
+            partner: Shape (N,), int64, 0 to N - 1: the sample that each one is blended with.
             own_share: Shape (N,) or (), floating point, in [0, 1].
 
         Raises:
-            ValueError: If shapes do not fit, or, on the CPU, a share is out of range.
-            TypeError: If a dtype does not fit, or a share is no tensor.
+            ValueError: If shapes do not fit, or, on the CPU, a partner or a share is out of range.
+            TypeError: If a dtype does not fit, or one is no tensor.
         """
         self._check_mix(partner, own_share)
         share = own_share.to(self.weights.dtype).expand(len(self))[:, None]
@@ -161,12 +166,18 @@ class Targets:
             )
 
     def _check_mix(self, partner: Tensor, own_share: Tensor) -> None:
+        check_tensor("mix", "partner", partner)
         if partner.shape != (len(self),):
             raise ValueError(
                 f"mix: expected partner of shape [{len(self)}], got {list(partner.shape)}"
             )
         if partner.dtype != torch.int64:
             raise TypeError(f"mix: expected partner of int64, got {partner.dtype}")
+        for index in extremes(partner) or ():
+            if not 0 <= index < len(self):
+                raise ValueError(
+                    f"mix: expected partner to be samples from 0 to {len(self) - 1}, got {index}"
+                )
         if not (isinstance(own_share, Tensor) and own_share.is_floating_point()):
             got = getattr(own_share, "dtype", type(own_share).__name__)
             raise TypeError(
@@ -177,7 +188,7 @@ class Targets:
             raise ValueError(
                 f"mix: expected own_share of shape [] or [{len(self)}], got {list(own_share.shape)}"
             )
-        for share in _extremes(own_share):
+        for share in extremes(own_share) or ():
             if not 0 <= share <= 1:
                 raise ValueError(f"mix: expected own_share in [0, 1], got {share}")
 
@@ -226,7 +237,7 @@ def check_labels(what: str, labels: Tensor, n_classes: int) -> None:
     Raises:
         ValueError: If one is outside.
     """
-    for label in _extremes(labels):
+    for label in extremes(labels) or ():
         if not 0 <= label < n_classes:
             raise ValueError(
                 f"{what}: expected labels from 0 to {n_classes - 1}, got {label}; samples to be "
@@ -239,13 +250,6 @@ def check_smoothing(what: str, label_smoothing: float) -> None:
 
     Raises:
         ValueError: If it is outside.
+        TypeError: If it is no number.
     """
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"{what}: expected label_smoothing in [0, 1], got {label_smoothing}")
-
-
-def _extremes(values: Tensor) -> tuple[int | float, ...]:
-    # Elsewhere, reading them would wait for the device, or break the graph.
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
-        return ()
-    return values.min().item(), values.max().item()
+    check_number(what, "label_smoothing", label_smoothing, low=0, high=1)

@@ -90,7 +90,7 @@ def batch_kernel(
     out_ptr,  # segments one after the other
     partner_ptr,  # [n_images] int64, None if nothing is mixed
     share_ptr,  # [n_images] float32
-    patch_ptr,  # [n_images, 4] int64
+    patch_ptr,  # [n_images, 4] int64, None without patches
     hole_ptr,  # [n_images, 4] int64, None without holes
     shifts,  # 255 mean, of each channel
     scales,  # 1 / (255 std)
@@ -122,6 +122,7 @@ def batch_kernel(
         partner = tl.minimum(tl.maximum(tl.load(partner_ptr + image), 0), n_images - 1)
         other_ptr = images_ptr + partner * image_stride
         share = tl.load(share_ptr + image)
+    if patch_ptr is not None:
         patch = _box(patch_ptr, image, height, width)
     if hole_ptr is not None:
         hole = _box(hole_ptr, image, height, width)
@@ -146,13 +147,17 @@ def batch_kernel(
             place = channel * channel_stride + pixel * pixel_stride
         value = tl.load(own_ptr + place, mask=mask, other=0).to(tl.float32)
         if partner_ptr is not None:
-            has_patch = _touches(patch, start, row_length, BLOCK)
-            if (share != 1.0) | has_patch:
+            needs_other = share != 1.0
+            if patch_ptr is not None:
+                has_patch = _touches(patch, start, row_length, BLOCK)
+                needs_other = needs_other | has_patch
+            if needs_other:
                 other = tl.load(other_ptr + place, mask=mask, other=0).to(tl.float32)
                 value = other + share * (value - other)
-                if has_patch:
-                    in_patch = _inside(patch, group, nth, row_length, CHANNELS, WHOLE_GROUPS)
-                    value = tl.where(in_patch, other, value)
+                if patch_ptr is not None:
+                    if has_patch:
+                        in_patch = _inside(patch, group, nth, row_length, CHANNELS, WHOLE_GROUPS)
+                        value = tl.where(in_patch, other, value)
         if CHANNELS == 1:
             value = (value - _of_channel(shifts, plane)) * _of_channel(scales, plane)
         else:

@@ -44,6 +44,3 @@ def assert_same(first, second):
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
-
-
-# Values. ------------------------------------------------------------------------------------------

@@ -34,7 +34,12 @@ WAYS = {
 }
 # What there is not without a plan, and without a mix.
 MIX = ("partner_ptr", "share_ptr", "patch_ptr")
-PLANS = {"mixed": (), "cut": MIX, "plain": (*MIX, "hole_ptr")}
+PLANS = {
+    "mixed": (),
+    "blended": ("patch_ptr", "hole_ptr"),
+    "cut": MIX,
+    "plain": (*MIX, "hole_ptr"),
+}
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,9 @@ def dump(compiled: Any, option: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def n_instructions(target: str) -> int:
+def n_instructions(target: str, way: str) -> int:
     """Return the machine instructions for a batch that is only normalised, to bfloat16."""
-    code = dump(Variant(target, "bf16", "last to last", "plain").compile(), "-sass")
+    code = dump(Variant(target, "bf16", way, "plain").compile(), "-sass")
     return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE))
 
 
@@ -170,7 +175,7 @@ def variants() -> list[Variant]:
         found += [Variant(target, "bf16", way) for way in ("last to last", "odd rows")]
         found.append(Variant(target, "bf16", "last to last", "plain"))
     found.append(Variant("sm_90", "bf16", "first to last"))
-    found.append(Variant("sm_90", "bf16", "last to last", "cut"))
+    found += [Variant("sm_90", "bf16", "last to last", plan) for plan in ("blended", "cut")]
     return [*found, Variant("sm_90", "fp16", "last to last")]
 
 
@@ -222,7 +227,7 @@ def launched() -> dict[str, list[str]]:
     prepare(4, plan, fill=1.0, mean=[0.0, 1.0, 0.5])
     prepare(1, plan, fill=0.5, mean=[1.0, 1.0, 1.0])
     alike, launches.hashes = launches.hashes, []
-    for parts in (plan, (None, None, None, boxes), (None,) * 4):
+    for parts in (plan, (*plan[:2], None, None), (None, None, None, boxes), (None,) * 4):
         prepare(2, parts, fill=0.0, mean=[0.1] * 3)
     return {"alike": alike, "different": launches.hashes}
 
@@ -235,7 +240,11 @@ def main() -> None:
         "few registers": read_nvidia(control.compile(maxnreg=32)),
         "fused": read_nvidia(control.compile(enable_fp_fusion=True)),
     }
-    counts = {target: n_instructions(target) for target in TARGETS if target.startswith("sm_")}
+    counts = {
+        target: {way: n_instructions(target, way) for way in ("last to last", "first to last")}
+        for target in TARGETS
+        if target.startswith("sm_")
+    }
     found = {"variants": reports, "controls": controls, "instructions": counts}
     print(json.dumps(found | {"launches": launched()}))
 

@@ -22,17 +22,20 @@ def pixel_by_pixel(images: Tensor, plan: BatchPlan, fill: float) -> Tensor:
     """Return what the definition of a plan makes of images, in float64."""
     images = images.double()
     result = images.clone()
-    n_images, _, height, width = images.shape
-    for i in range(n_images):
-        other = images[plan.partner[i]]
-        share = plan.own_share[i].double()
-        for y in range(height):
-            for x in range(width):
-                result[i, :, y, x] = share * images[i, :, y, x] + (1 - share) * other[:, y, x]
-                top, bottom, left, right = plan.patch[i].tolist()
-                if top <= y < bottom and left <= x < right:
-                    result[i, :, y, x] = other[:, y, x]
-                top, bottom, left, right = plan.hole[i].tolist()
-                if top <= y < bottom and left <= x < right:
+    partner, own_share = plan.partner.tolist(), plan.own_share.tolist()
+    patches, holes = plan.patch.tolist(), plan.hole.tolist()
+    for i, image in enumerate(images):
+        other = images[partner[i]]
+        for y in range(image.shape[1]):
+            for x in range(image.shape[2]):
+                blend = own_share[i] * image[:, y, x] + (1 - own_share[i]) * other[:, y, x]
+                result[i, :, y, x] = other[:, y, x] if is_inside(patches[i], y, x) else blend
+                if is_inside(holes[i], y, x):
                     result[i, :, y, x] = fill
     return result
+
+
+def is_inside(box: list[int], y: int, x: int) -> bool:
+    """Return whether a pixel is inside of a box: top, bottom, left and right."""
+    top, bottom, left, right = box
+    return top <= y < bottom and left <= x < right

@@ -4,6 +4,7 @@ import copy
 import pickle
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -194,7 +195,9 @@ def test_the_state_is_that_of_torchs_averaged_model():
         ({"decay": -0.1}, ValueError, r"expected decay in \[0, 1\), got -0.1"),
         ({"decay": float("nan")}, ValueError, "expected decay to be finite, got nan"),
         ({"decay": "0.9"}, TypeError, "expected decay to be a number, got '0.9'"),
-        ({"half_life": 0}, ValueError, "expected half_life above 0, got 0"),
+        ({"half_life": 0}, ValueError, "half_life to be a finite number above 0, got 0"),
+        ({"decay": True}, TypeError, "expected decay to be a number, got True"),
+        ({"decay": 0.5, "warmup": "no"}, TypeError, "warmup to be True or False, got 'no'"),
         ({"half_life": "5ep"}, TypeError, "expected half_life to be a number, got '5ep'"),
         ({"decay": 0.5, "buffers": "mean"}, ValueError, "buffers to be one of .*, got 'mean'"),
     ],
@@ -207,6 +210,21 @@ def test_bad_options_are_refused(options, error, text):
 def test_something_that_is_no_model_is_refused():
     with pytest.raises(TypeError, match="expected model to be a Module, got dict"):
         ModelEMA({}, decay=0.5)
+    model = scalar_model()
+    ema = ModelEMA(model, decay=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for use in (
+        lambda: ema.update_parameters(model.state_dict()),
+        lambda: ema.applied_to(model.state_dict()).__enter__(),
+        lambda: ema.follow(optimizer, model.state_dict()),
+    ):
+        with pytest.raises(TypeError, match="ModelEMA: expected model to be a Module, got Ordered"):
+            use()
+
+
+def test_numbers_of_numpy_are_taken():
+    assert averages_of([8, 4, 0, 16], decay=np.float32(0.75)) == [8, 7, 5.25, 7.9375]
+    assert averages_of([8, 4], half_life=np.int64(1)) == [8, 6]
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,11 @@ def test_stores_take_16_bytes(compiled, target):
 @NVIDIA
 def test_bytes_are_loaded_in_groups_where_they_lie_in_groups(compiled, target):
     for name, report in of_target(compiled, target).items():
-        n_images = 2 if report["plan"] == "mixed" else 1
+        n_images = 2 if report["plan"] in ("mixed", "blended") else 1
         loaded = {int(size): n for size, n in report["loaded"].items()}
         # Boxes of 4 numbers and partners of 8 bytes, shares of 4.
-        for size, n in {"mixed": {8: 9, 4: 1}, "cut": {8: 4}, "plain": {}}[report["plan"]].items():
+        of_plan = {"mixed": {8: 9, 4: 1}, "blended": {8: 1, 4: 1}, "cut": {8: 4}, "plain": {}}
+        for size, n in of_plan[report["plan"]].items():
             loaded[size] = loaded[size] - n
         loaded = {size: n for size, n in loaded.items() if n}
         in_groups = report["is_flat"] and report["is_aligned"]
@@ -65,13 +66,16 @@ def test_arithmetic_is_float32_and_as_written(compiled, target):
 def test_a_batch_without_tricks_takes_few_instructions(compiled, target):
     # The whole program, for 8 elements of a thread. An H100 issues 26 for each element of 16 bits
     # in the time that its memory takes.
-    assert 80 < compiled["instructions"][target] < 8 * 22
+    counts = compiled["instructions"][target]
+    assert 80 < counts["last to last"] < 8 * 22
+    # Byte by byte from three planes; docs/batch.md has the figures for sm_90.
+    assert 4 < (counts["first to last"] - counts["last to last"]) / 8 < 12
 
 
 def test_launches_compile_a_kernel_for_each_kind_of_plan_only(compiled):
     launches = compiled["launches"]
     assert len(launches["alike"]) == 3 and len(set(launches["alike"])) == 1
-    assert len(set(launches["different"])) == 3
+    assert len(set(launches["different"])) == 4
     assert launches["different"][0] == launches["alike"][0]
 
 

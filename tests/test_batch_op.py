@@ -206,8 +206,8 @@ ERRORS = [
     ({"mean": 0.5}, TypeError, "expected mean to be a sequence of numbers, got 0.5"),
     ({"mean": (0.5, "x", 1)}, TypeError, "expected mean to be a number, got 'x'"),
     ({"mean": (0.5, float("nan"), 1)}, ValueError, "mean .*got nan"),
-    ({"std": (0.5, 0.0, 0.5)}, ValueError, r"expected std above 0, got \[0.5, 0.0, 0.5\]"),
-    ({"std": (0.5, -0.5, 0.5)}, ValueError, "expected std above 0"),
+    ({"std": (0.5, 0.0, 0.5)}, ValueError, r"expected std .* above 0, got 0.0"),
+    ({"std": (0.5, -0.5, 0.5)}, ValueError, r"expected std .* above 0, got"),
     (
         {"dtype": torch.int32},
         ValueError,
@@ -233,12 +233,12 @@ ERRORS = [
     (
         {"plan": dataclasses.replace(PLAN, partner=torch.tensor([0, 3, 1], device="cpu"))},
         ValueError,
-        "expected partners from 0 to 2, got 0 to 3",
+        "expected partners from 0 to 2, got 3",
     ),
     (
         {"plan": dataclasses.replace(PLAN, partner=torch.tensor([0, -1, 1], device="cpu"))},
         ValueError,
-        "expected partners from 0 to 2, got -1 to 1",
+        "expected partners from 0 to 2, got -1",
     ),
 ]
 

@@ -1,5 +1,6 @@
 """What a plan does to images and targets."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from fusedtricks.data.applying import apply_plan
-from fusedtricks.data.batch_tricks import Chain
+from fusedtricks.data.batch_tricks import Chain, OneOf
 from fusedtricks.data.holes import Cutout
 from fusedtricks.data.mixing import CutMix, MixUp
 from fusedtricks.data.plan import BatchPlan
@@ -80,11 +81,40 @@ def test_a_plan_of_nothing_changes_nothing():
     assert not targets.is_mixed
 
 
+FLAGS = ("is_mixed", "has_patches", "has_holes")
+TRICKS = [
+    (MixUp(0.7), (True, False, False)),
+    (MixUp(0), (False, False, False)),
+    (CutMix(0.8), (True, True, False)),
+    (CutMix(0), (False, False, False)),
+    (Cutout(3), (False, False, True)),
+    (Chain(MixUp(0.4), Cutout(3)), (True, False, True)),
+    (Chain(CutMix(0.4), Cutout(3)), (True, True, True)),
+    (OneOf([MixUp(0.3), CutMix(0.9)]), (True, True, False)),
+    (OneOf([MixUp(0), Cutout(2)]), (False, False, True)),
+]
+
+
+@pytest.mark.parametrize(("trick", "flags"), TRICKS, ids=lambda value: str(value)[:40])
+def test_flags_say_what_may_be_there_and_save_work_only(trick, flags):
+    images, labels = make_batch(6, 7, 9)
+    plan = trick.plan(6, 7, 9, generator=seeded())
+    assert tuple(getattr(plan, name) for name in FLAGS) == flags
+    every = dataclasses.replace(plan, **dict.fromkeys(FLAGS, True))
+    for fill in (0.0, 0.75):
+        found, targets = apply_plan(images, labels, plan, fill=fill)
+        expected, blended = apply_plan(images, labels, every, fill=fill)
+        assert found.equal(expected)
+        torch.testing.assert_close(
+            targets.probabilities(N_CLASSES), blended.probabilities(N_CLASSES)
+        )
+
+
 def test_a_plan_moves_as_a_whole():
     for plan in (BatchPlan.nothing(3), MixUp(0.7).plan(3, 5, 7, generator=seeded())):
         moved = plan.to(DEVICE)
         assert len(moved) == 3
-        assert moved.is_mixed == plan.is_mixed
+        assert all(getattr(moved, name) == getattr(plan, name) for name in FLAGS)
         for name in ("partner", "own_share", "patch", "hole"):
             tensor = getattr(moved, name)
             assert tensor.device.type == DEVICE.type
@@ -159,7 +189,30 @@ def test_a_plan_compiles_without_a_break():
                 torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), BatchPlan.nothing(2), fill=math.inf
             ),
             ValueError,
-            "apply_plan: expected fill in .-inf, inf., got inf",
+            "apply_plan: expected fill to be a finite number, got inf",
+        ),
+        *(
+            (
+                lambda change=change: apply_plan(
+                    torch.zeros(2, 3, 8, 8),
+                    torch.tensor([0, 1]),
+                    dataclasses.replace(BatchPlan.nothing(2), **change),
+                ),
+                ValueError,
+                message,
+            )
+            for change, message in (
+                ({"partner": torch.tensor([-1, 0], device="cpu")}, "partners from 0 to 1, got -1"),
+                ({"partner": torch.tensor([0, 2], device="cpu")}, "partners from 0 to 1, got 2"),
+                ({"hole": torch.zeros(1, 4).long()}, r"hole of the plan .* got .* of \[1, 4\]"),
+                ({"own_share": torch.ones(1)}, r"own_share .* of shape \[2\], got .* of \[1\]"),
+                ({"patch": torch.zeros(2, 4)}, r"patch .* torch.int64 .*, got torch.float32"),
+            )
+        ),
+        (
+            lambda: apply_plan(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), None),
+            TypeError,
+            "apply_plan: expected a BatchPlan, got NoneType",
         ),
     ],
 )

@@ -179,7 +179,7 @@ def test_half_precision_draws_the_same(dtype):
         (
             lambda: OneOf([MixUp()], [-1]),
             ValueError,
-            r"OneOf: expected weights in \[0, inf\), got -1",
+            r"OneOf: expected weights to be a finite number of at least 0, got -1",
         ),
         (
             lambda: OneOf(MixUp(0.25)),

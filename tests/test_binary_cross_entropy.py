@@ -3,11 +3,23 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from fusedtricks.losses import BinaryCrossEntropyLoss, Targets, as_targets, binary_cross_entropy
+from fusedtricks.losses import (
+    BinaryCrossEntropyLoss,
+    ConfidencePenalty,
+    CrossEntropyLoss,
+    DistillationLoss,
+    Flooding,
+    Targets,
+    as_targets,
+    binary_cross_entropy,
+    cross_entropy,
+    distillation_loss,
+)
 from tests.devices import DEVICE
 from tests.values import TOLERANCE
 
@@ -132,6 +144,80 @@ def test_copies_and_text():
         assert repr(twin) == repr(loss)
 
 
+# What are no probabilities. -----------------------------------------------------------------------
+
+
+def on_cpu(*rows, **options):
+    return torch.tensor(rows, device="cpu", **options)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
+@pytest.mark.parametrize("value", [-3.0, -0.01, 1.01, 4.0, float("nan"), float("inf")])
+def test_what_is_no_probability_is_refused(loss, value):
+    logits = torch.zeros(2, 3, device="cpu")
+    classes = on_cpu([0, 1, 2], [0, 2, 1])
+    weights = on_cpu([0.0, 1.0, 0.0], [value, 1 - value, 0.0])
+    for targets in (weights, Targets(weights), Targets(weights, classes, is_mixed=True)):
+        text = rf"{loss.__name__}: .* probabilities in \[0, 1\], got .*; logits need a softmax"
+        with pytest.raises(ValueError, match=text):
+            loss(logits, targets)
+
+
+@pytest.mark.parametrize("row", [[0.0, 1.0, 1.0], [0.5, 0.48, 0.0], [0.0, 0.0, 0.0]])
+def test_several_labels_are_for_the_binary_cross_entropy(row):
+    logits = torch.zeros(2, 3, device="cpu")
+    weights = on_cpu([0.0, 1.0, 0.0], row)
+    for targets in (weights, Targets(weights), Targets(weights, on_cpu([0, 1, 2], [0, 1, 2]))):
+        assert binary_cross_entropy(logits, targets).isfinite()
+        text = r"of each sample to sum to 1, got .*; .* BinaryCrossEntropyLoss for several labels"
+        with pytest.raises(ValueError, match=text):
+            cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rounded_probabilities_are_ones(dtype):
+    # Rounding to 16 bits moves the sum by up to 0.4 %, and a difference may fall below 0.
+    weights = (3 * torch.randn(64, 1000, dtype=torch.float64, device="cpu")).softmax(dim=1)
+    weights[:, 0] -= 1e-7
+    assert cross_entropy(torch.zeros(64, 1000, device="cpu"), weights.to(dtype)).isfinite()
+    assert cross_entropy(torch.zeros(0, 3), torch.zeros(0, 3)).isnan()
+
+
+def test_where_probabilities_are_not_looked_at():
+    # While tracing it would break the graph; a teacher's are a softmax, or NaN as its logits are.
+    logits, wrong = torch.zeros(2, 3, device="cpu"), on_cpu([0.0, 2.0, 0.0], [1.0, 0.0, 0.0])
+    for loss in (CrossEntropyLoss(), BinaryCrossEntropyLoss()):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        assert compiled(logits, wrong).isfinite()
+    assert distillation_loss(logits, wrong * float("nan"), temperature=1.0).isnan()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: CrossEntropyLoss(label_smoothing=value),
+        lambda value: BinaryCrossEntropyLoss(label_smoothing=value),
+        lambda value: BinaryCrossEntropyLoss(threshold=value),
+        lambda value: ConfidencePenalty(CrossEntropyLoss(), value, threshold=value),
+        lambda value: DistillationLoss(
+            CrossEntropyLoss(), value, hard_weight=value, soft_weight=value
+        ),
+        lambda value: Flooding(value, smallest_loss=value / 2),
+    ],
+)
+def test_compiled_with_numbers_of_numpy_and_with_other_numbers(make):
+    # The compiler has no numbers of NumPy, and makes a symbol of a number that changes.
+    logits, targets = make_logits(), make_mixture()
+    args = {Flooding: (logits.mean(),), DistillationLoss: (logits, logits.detach(), targets)}
+    for value in (np.float64(0.125), 0.25, np.float32(0.5), 0.375):
+        loss = make(value)
+        of_loss = args.get(type(loss), (logits, targets))
+        expected = make(float(value))(*of_loss)
+        assert_same(loss(*of_loss), expected)
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        assert_same(compiled(*of_loss), expected)
+
+
 LOGITS = torch.zeros(2, K, device="cpu")
 LABELS = torch.zeros(2, dtype=torch.int64, device="cpu")
 
@@ -175,3 +261,19 @@ LABELS = torch.zeros(2, dtype=torch.int64, device="cpu")
 def test_errors(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"threshold": "a"}, "expected threshold to be a number, got 'a'"),
+        ({"threshold": True}, "expected threshold to be a number, got True"),
+        ({"label_smoothing": "a"}, "expected label_smoothing to be a number, got 'a'"),
+        ({"sum_classes": "no"}, "expected sum_classes to be True or False, got 'no'"),
+    ],
+)
+def test_options_of_other_types(options, text):
+    with pytest.raises(TypeError, match=f"BinaryCrossEntropyLoss: {text}"):
+        BinaryCrossEntropyLoss(**options)
+    with pytest.raises(TypeError, match=f"binary_cross_entropy: {text}"):
+        binary_cross_entropy(LOGITS, LABELS, **options)

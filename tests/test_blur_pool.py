@@ -234,6 +234,25 @@ def test_errors(arguments, text):
         BlurPool(**{"channels": 3, "filt_size": 3, "stride": 3} | arguments)
 
 
+@pytest.mark.parametrize("name", ["channels", "filt_size", "stride"])
+@pytest.mark.parametrize("value", [1.5, float("nan"), "a", True])
+def test_what_is_no_whole_number_is_refused(name, value):
+    with pytest.raises(TypeError, match=f"BlurPool: expected {name} to be a whole number, got"):
+        BlurPool(**{"channels": 3, "filt_size": 3, "stride": 3} | {name: value})
+
+
+def test_whole_numbers_of_numpy_count_as_such():
+    layer = BlurPool(np.int64(3), filt_size=np.int32(4), stride=np.int64(2))
+    images = torch.rand(2, 3, 8, 9)
+    assert torch.equal(layer(images), BlurPool(3, filt_size=4, stride=2)(images))
+    assert layer.extra_repr() == "3, filt_size=4, stride=2"
+
+
+def test_bias_is_true_or_false():
+    with pytest.raises(TypeError, match="ConvBlurPool: expected bias to be True or False, got 'no"):
+        ConvBlurPool(3, 4, bias="no")
+
+
 def test_features_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"shape \(N, C, H, W\), got \[3\]"):
         BlurPool(3, filt_size=3, stride=2)(torch.rand(3))

@@ -209,8 +209,25 @@ def test_unknown_models_raise():
 
 
 def test_filters_that_do_not_blur_raise():
-    with pytest.raises(ValueError, match="expected filt_size of at least 2, got 1, which is no"):
+    with pytest.raises(ValueError, match="expected filt_size of at least 2, got 1"):
         apply_blurpool(small_model(), filt_size=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model": 3}, "expected model to be a Module, got int"),
+        ({"filt_size": 2.5}, "expected filt_size to be a whole number, got 2.5"),
+        ({"filt_size": True}, "expected filt_size to be a whole number, got True"),
+        ({"stem_conv": "no"}, "expected stem_conv to be True or False, got 'no'"),
+        ({"verbose": 0}, "expected verbose to be True or False, got 0"),
+    ],
+)
+def test_arguments_of_other_types_raise_and_change_nothing(options, text):
+    model = small_model()
+    with pytest.raises(TypeError, match=f"apply_blurpool: {text}"):
+        apply_blurpool(**{"model": model} | options)
+    assert n_blurs(model) == 0
 
 
 class Halved(nn.Module):

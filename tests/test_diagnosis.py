@@ -116,6 +116,22 @@ def test_slow_start(n, flat):
     assert found[0].numbers["start"] == pytest.approx(2.3, abs=0.01)
 
 
+def late_fall(t):
+    """Fall by 2 along a line, from 35 % of the run on."""
+    return 2.3 - 2 * max(t - 0.35, 0) / 0.65
+
+
+@pytest.mark.parametrize("noise", [0.15, 0.18])
+def test_a_slow_start_with_noise_in_which_a_tenth_of_the_fall_is_lost(noise):
+    # A level has an error of at least a quarter of the noise: five of them are about 0.2.
+    found = [diagnose(curve(400, late_fall, noise, seed)) for seed in range(40)]
+    assert all(each[0].kind == "slow start" for each in found)
+    onsets = [each[0].numbers["onset"] for each in found]
+    assert 0.35 <= min(onsets) <= max(onsets) <= 0.55
+    steady = [kinds(curve(400, lambda t: 2.3 - 2 * t, noise, seed)) for seed in range(40)]
+    assert not any("slow start" in each for each in steady)
+
+
 @pytest.mark.parametrize("n", LENGTHS)
 def test_steady_runs_have_no_slow_start(n):
     for shape in (lambda t: 2.3 - 2 * t, decay(0.5), decay(0.05)):
@@ -254,7 +270,7 @@ def test_bad_arguments(arguments, text):
         diagnose(**arguments)
 
 
-@pytest.mark.parametrize("bad", ["10", 10.0, [10]])
+@pytest.mark.parametrize("bad", ["10", 10.0, [10], True])
 def test_n_classes_is_an_int(bad):
-    with pytest.raises(TypeError, match="diagnose: expected n_classes to be an int, got"):
+    with pytest.raises(TypeError, match="diagnose: expected n_classes to be a whole number, got"):
         diagnose([1.0] * 8, n_classes=bad)

@@ -1,6 +1,7 @@
 """The soft loss of distillation, and its sum with the hard one."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -15,6 +16,7 @@ from fusedtricks.losses import (
     CrossEntropyLoss,
     DistillationLoss,
     Targets,
+    TeacherCache,
     as_targets,
     cross_entropy,
     distillation_loss,
@@ -208,6 +210,41 @@ LOGITS = torch.zeros(2, K, device="cpu")
             "expected soft_weight to be a finite number of at least 0, got -0.5",
         ),
         (
+            lambda: distillation_loss(LOGITS, LOGITS.long(), temperature=1.0),
+            TypeError,
+            "distillation_loss: expected teacher_logits of a floating point dtype, got torch.int64",
+        ),
+        (
+            lambda: distillation_loss(LOGITS, [[0.0]], temperature=1.0),
+            TypeError,
+            "distillation_loss: expected teacher_logits to be a tensor, got list",
+        ),
+        (
+            lambda: distillation_loss(LOGITS[0], LOGITS, temperature=1.0),
+            ValueError,
+            r"expected student_logits of shape \(N, K\), got \[5\]",
+        ),
+        (
+            lambda: distillation_loss(LOGITS, LOGITS, temperature="a"),
+            TypeError,
+            "distillation_loss: expected temperature to be a number, got 'a'",
+        ),
+        (
+            lambda: DistillationLoss(nn.CrossEntropyLoss, 1.0),
+            TypeError,
+            r"DistillationLoss: .* got the class CrossEntropyLoss; call it: CrossEntropyLoss\(\)",
+        ),
+        (
+            lambda: DistillationLoss(nn.NLLLoss(), 1.0),
+            TypeError,
+            "a loss of logits, got NLLLoss, which takes log-probabilities; use CrossEntropyLoss",
+        ),
+        (
+            lambda: DistillationLoss(functools.partial(functional.nll_loss, reduction="sum"), 1.0),
+            TypeError,
+            "expected a loss of logits, got nll_loss, which takes log-probabilities",
+        ),
+        (
             lambda: DistillationLoss(BinaryCrossEntropyLoss(), 1.0),
             TypeError,
             "DistillationLoss: expected a softmax loss, got BinaryCrossEntropyLoss",
@@ -222,6 +259,33 @@ LOGITS = torch.zeros(2, K, device="cpu")
 def test_errors(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+IMAGES, INDICES = torch.ones(1, 3, device="cpu"), torch.tensor([0], device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda cache: TeacherCache(len, 3, K), "teacher to be a Module, got builtin_function"),
+        (lambda cache: TeacherCache(cache.teacher, 3, 2.5), "n_classes to be a whole number, got"),
+        (lambda cache: TeacherCache(cache.teacher, True, K), "n_samples to be a whole number, got"),
+        (lambda cache: cache([[1.0]], INDICES, INDICES), "inputs to be a tensor, got list"),
+        (lambda cache: cache(IMAGES, [0], INDICES), "indices to be a tensor, got list"),
+        (lambda cache: cache.load_state_dict(None), "expected state_dict to be .*, got NoneType"),
+        (
+            lambda cache: cache.load_state_dict({"logits": [1.0], "is_known": INDICES}),
+            r"expected state_dict\['logits'\] to be a tensor, got list",
+        ),
+        (
+            lambda cache: TeacherCache(nn.LSTM(3, K), 3, K)(IMAGES, INDICES, INDICES),
+            "expected the teacher's logits to be a tensor, got tuple",
+        ),
+    ],
+)
+def test_what_a_cache_of_a_teacher_cannot_take(call, text):
+    with pytest.raises(TypeError, match=f"TeacherCache: .*{text}"):
+        call(TeacherCache(nn.Linear(3, K), 3, K))
 
 
 def test_with_a_penalty_on_confidence():

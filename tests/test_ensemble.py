@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 from functools import partial
 
 import pytest
@@ -237,10 +238,48 @@ def test_parametrized_models_are_stacked():
 def test_bad_ensembles_are_refused():
     with pytest.raises(ValueError, match="expected at least one model, got none"):
         Ensemble([])
-    with pytest.raises(TypeError, match="expected models, got function"):
+    with pytest.raises(TypeError, match="expected model 1 to be a Module, got function"):
         Ensemble([nn.Identity(), functional.relu])
+    with pytest.raises(TypeError, match="expected stacked to be True or False, got 'no'"):
+        Ensemble([nn.Identity()], stacked="no")
     with pytest.raises(ValueError, match=r"average to be one of \('prob.*, got 'votes'"):
         Ensemble([nn.Identity()], average="votes")
+
+
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        (small_model(), r"a list of models, got one Sequential; pass \[first, second\]"),
+        (nn.Linear(2, 3), "a list of models, got one Linear"),
+        (torch.compile(nn.Sequential(nn.ReLU())), "a list of models, got one OptimizedModule"),
+        (nn.ModuleDict({"a": nn.ReLU()}), "a list of models, got one ModuleDict"),
+        (functional.relu, "a list of models, got one function"),
+        (None, "a list of models, got one NoneType"),
+        ("ab", "model 0 to be a Module, got str"),
+    ],
+)
+def test_what_is_no_list_of_members_is_refused(models, text):
+    with pytest.raises(TypeError, match=f"Ensemble: expected {text}"):
+        Ensemble(models)
+    assert len(Ensemble(nn.ModuleList([nn.ReLU(), nn.GELU()])).models) == 2
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("shape", [(5, 1), (5,), (), (5, 0), (5, 1, 4)], ids=str)
+def test_outputs_without_classes_are_refused(average, stacked, shape):
+    ensemble = Ensemble([Scaled(1.0), Scaled(2.0)], average=average, stacked=stacked)
+    text = f"K of at least 2, got {list(shape)}; a softmax needs at least 2 classes"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        ensemble(torch.zeros(shape))
+
+
+def test_outputs_of_different_shapes_and_no_tensors_are_refused():
+    text = r"same shape from all models, got \[3, 2\] from model 0 and \[3, 3\] from model 1"
+    with pytest.raises(ValueError, match=text):
+        Ensemble([Constant([1.0, 2.0]), Constant([1.0, 2.0, 3.0])])(torch.zeros(3, 1))
+    with pytest.raises(TypeError, match="the output of model 0 to be a tensor, got tuple"):
+        Ensemble([nn.LSTM(2, 3)])(torch.zeros(4, 2))
 
 
 # Weights. -----------------------------------------------------------------------------------------
@@ -307,6 +346,15 @@ def test_the_mean_has_no_gradient():
             [{"w": torch.ones(3)}, {"w": torch.ones(1)}],
             r"'w' has shape \[3\] in the first one and \[1\] in the other",
         ),
+        ([{"w": torch.ones(())}, {"w": 1.0}], "'w' is a Tensor in the first one and a float in"),
+        ([{"w": 1.0}, {"w": torch.ones(())}], "'w' is a float in the first one and a Tensor in"),
+        (
+            [{"epoch": epoch, "model": {"w": torch.ones(2)}} for epoch in (3, 4)],
+            r"floating-point tensors to average, got none in model 0; pass checkpoint\['model'\]",
+        ),
+        ([{"net": nn.Linear(2, 1)}], r"in model 0; pass checkpoint\['net'\]"),
+        ([{"n": torch.tensor(2)}], "none in model 0; pass models with weights"),
+        ([{"w": torch.ones(2)}, {"w": torch.ones(2, dtype=torch.long)}], "got none in model 1"),
     ],
 )
 def test_other_weights_are_refused(states, text):
@@ -320,6 +368,7 @@ def test_other_weights_are_refused(states, text):
         (nn.Linear(2, 1).state_dict(), "expected a list of models or state_dicts, got one Ordered"),
         (nn.Sequential(nn.Linear(2, 1)), r"got one Sequential; pass \[first, second\]"),
         (nn.Linear(2, 1), "got one Linear"),
+        (None, "got one NoneType"),
         ([nn.Linear(2, 1), torch.ones(2)], "expected models or state_dicts, got Tensor"),
     ],
 )

@@ -4,10 +4,12 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from fusedtricks import optim
 from fusedtricks.lr_scheduler import Cosine, ScheduledLR
@@ -335,16 +337,18 @@ def test_errors():
     net = FixupResNet((1,), widths=(4,))
     with pytest.raises(ValueError, match=r"widths and blocks of one length, got \(4, 8\) and \(1,"):
         FixupResNet((1,), widths=(4, 8))
-    with pytest.raises(ValueError, match=r"one length, got \(\) and \(\)"):
+    with pytest.raises(ValueError, match="expected widths of at least one stage, got none"):
         FixupResNet((), widths=())
-    for depth in (2, 18, 111):
+    with pytest.raises(ValueError, match="for_small_images: expected depth of at least 8, got 2"):
+        FixupResNet.for_small_images(2)
+    for depth in (18, 111):
         with pytest.raises(ValueError, match=f"a depth of 6n \\+ 2, n >= 1, got {depth}"):
             FixupResNet.for_small_images(depth)
     with pytest.raises(ValueError, match="FixupBlock: expected at least 2 convolutions, got 1"):
         FixupBlock([nn.Conv2d(3, 3, 1)])
-    with pytest.raises(ValueError, match=r"n_layers >= 2, got 3 and 1"):
+    with pytest.raises(ValueError, match="expected n_layers of at least 2, got 1"):
         fixup_scale(3, 1)
-    with pytest.raises(ValueError, match=r"n_branches >= 1 .* got 0 and 2"):
+    with pytest.raises(ValueError, match="expected n_branches of at least 1, got 0"):
         fixup_scale(0, 2)
     with pytest.raises(ValueError, match="a model of FixupBlocks, found none in Linear"):
         fixup_init_(nn.Linear(2, 2))
@@ -352,12 +356,88 @@ def test_errors():
     with pytest.raises(ValueError, match="expected classifier to be a layer of the model, got Lin"):
         fixup_init_(net, classifier=nn.Linear(2, 2))
     assert (net.head.weight == 2).all()
-    with pytest.raises(ValueError, match="scalar_lr_ratio >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"scalar_lr_ratio .* at least 0, got -1"):
         fixup_param_groups(net, lr=0.1, weight_decay=0.1, scalar_lr_ratio=-1)
-    with pytest.raises(ValueError, match="lr >= 0, got -2"):
+    with pytest.raises(ValueError, match=r"lr .* at least 0, got -2"):
         fixup_param_groups(net, lr=-2, weight_decay=0.1)
     with pytest.raises(ValueError, match=r"found none in Linear; use fusedtricks.optim.param_g"):
         fixup_param_groups(nn.Linear(2, 2), lr=0.1, weight_decay=0.1)
     frozen = nn.Sequential(nn.Linear(2, 2), ScalarBias().requires_grad_(False))
     with pytest.raises(ValueError, match="modules to train, found none in Sequential"):
         fixup_param_groups(frozen, lr=0.1, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("change", ["spectral", "pruned", "pruned bias", "lazy"])
+def test_layers_that_cannot_be_written_are_refused_and_nothing_changes(change):
+    model = FixupResNet((1, 1), widths=(4, 6))
+    randomise(model)
+    layer = model.stages[1][0].branch[4]
+    name = r"stages\.1\.0\.branch\.4"
+    text = f"the weight of {name} to be a parameter, .*; call fixup_init_ before parametrizing"
+    if change == "spectral":
+        nn.utils.parametrizations.spectral_norm(layer)
+    elif change == "pruned":
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    elif change == "pruned bias":
+        prune.l1_unstructured(model.head, "bias", amount=0.5)
+        text = "the bias of head to be a parameter, it is computed from others; call fixup_init_"
+    else:
+        model.extra = nn.LazyConv2d(4, 3)
+        text = "fixup_init_: extra has no shape yet; run the model once before"
+    before = {n: v.clone() for n, v in model.state_dict().items() if not nn.parameter.is_lazy(v)}
+    with pytest.raises(ValueError, match=text):
+        fixup_init_(model)
+    after = model.state_dict()
+    assert all(torch.equal(after[n], value) for n, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"blocks": (1, -2)}, ValueError, "blocks of at least 1, got -2"),
+        ({"blocks": (0, 1)}, ValueError, "blocks of at least 1, got 0"),
+        ({"widths": (8, 0)}, ValueError, "widths of at least 1, got 0"),
+        ({"n_classes": 0}, ValueError, "n_classes of at least 1, got 0"),
+        ({"in_channels": 0}, ValueError, "in_channels of at least 1, got 0"),
+        ({"blocks": 3}, TypeError, "blocks to be whole numbers, got 3"),
+        ({"widths": (8, 2.5)}, TypeError, "widths to be a whole number, got 2.5"),
+        ({"n_classes": True}, TypeError, "n_classes to be a whole number, got True"),
+        ({"large_stem": "no"}, TypeError, "large_stem to be True or False, got 'no'"),
+    ],
+)
+def test_bad_options_of_the_net_are_refused(options, error, text):
+    with pytest.raises(error, match=f"FixupResNet: expected {text}"):
+        FixupResNet(**{"blocks": (1, 1), "widths": (8, 16)} | options)
+
+
+@pytest.mark.parametrize("value", ["a", True, None])
+def test_what_is_no_number_is_refused_as_one(value):
+    net = FixupResNet((1,), widths=(4,))
+    for name in ("lr", "weight_decay", "scalar_lr_ratio"):
+        with pytest.raises(TypeError, match=f"fixup_param_groups: expected {name} to be a number"):
+            fixup_param_groups(net, **{"lr": 0.1, "weight_decay": 0.1} | {name: value})
+    for arguments in ((value, 2), (3, value), (math.nan, 2), (3, 2.5)):
+        with pytest.raises(
+            TypeError, match=r"fixup_scale: expected n_.* to be a whole number, got"
+        ):
+            fixup_scale(*arguments)
+    for options in ({"depth": value}, {"depth": 8.0}, {"depth": 8, "width": value}):
+        with pytest.raises(TypeError, match=r"for_small_images: .* to be a whole number, got"):
+            FixupResNet.for_small_images(**options)
+
+
+def test_numbers_of_numpy_count_as_numbers():
+    net = FixupResNet.for_small_images(np.int64(8), width=np.int32(4), n_classes=np.int64(3))
+    assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+    assert fixup_scale(np.int64(4), np.int32(2)) == 0.5
+    groups = fixup_param_groups(
+        net, lr=np.float32(0.5), weight_decay=np.float64(0.1), scalar_lr_ratio=np.float32(0.25)
+    )
+    assert [group["lr"] for group in groups] == [0.5, 0.5, 0.125]
+
+
+def test_only_modules_are_initialised():
+    with pytest.raises(TypeError, match="fixup_init_: expected model to be a Module, got list"):
+        fixup_init_([FixupResNet((1,), widths=(4,))])
+    with pytest.raises(TypeError, match="expected model to be a Module, got list"):
+        fixup_param_groups([ScalarBias()], lr=0.1, weight_decay=0.1)

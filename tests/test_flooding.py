@@ -180,8 +180,29 @@ def test_what_cannot_be_flipped_changes_nothing(parameters, error, text):
 def test_in_evaluation_mode_the_loss_stays():
     flooding = Flooding(0.3).eval()
     loss = torch.tensor(0.2)
-    assert flooding(loss).item() == flooding.loss.item() == loss.item()
+    assert flooding(loss).item() == loss.item()
+    assert flooding.loss.isnan()
     assert flooding.train()(loss).item() == pytest.approx(0.4)
+    flooding.eval()(torch.tensor(0.7))
+    assert flooding.loss.item() == loss.item()
+
+
+def test_an_update_that_is_not_over():
+    flooding, weight, loss = Flooding(0.3), with_gradient(), torch.tensor(0.2)
+    flooding.add(loss)
+    with pytest.raises(RuntimeError, match=r"not over; call flip_\(parameters\) .* or reset\(\)"):
+        flooding(loss)
+    # A validation in between is none of its business, and nothing was lost.
+    assert flooding.eval()(loss) is loss and flooding.train().loss.isnan()
+    flooding.flip_([weight])
+    assert flooding(loss).item() == pytest.approx(0.4)
+    flooding.add(torch.tensor(7.0))
+    flooding.reset()
+    assert flooding.loss.item() == loss.item()
+    with pytest.raises(RuntimeError, match="flip_ without a loss"):
+        flooding.flip_([weight])
+    flooding.reset()
+    assert flooding(loss).item() == pytest.approx(0.4)
 
 
 def test_gradients_of_all_kinds_are_flipped():
@@ -276,6 +297,9 @@ def test_copies_and_text():
         (lambda: Flooding(-0.1), ValueError, "level to be a finite number of at least 0, got -"),
         (lambda: Flooding(math.nan), ValueError, "level to be a finite number of at least"),
         (lambda: Flooding(0.1, smallest_loss=-1.0), ValueError, "smallest_loss to be a finite"),
+        (lambda: Flooding("a"), TypeError, "expected level to be a number, got 'a'"),
+        (lambda: Flooding(0.1)(0.2), TypeError, "expected loss to be a tensor, got float"),
+        (lambda: Flooding(0.1).add(0.2), TypeError, "expected loss to be a tensor, got float"),
         (lambda: Flooding(0.1)(torch.ones(2)), ValueError, r"a scalar, got shape \[2\]; use"),
         (lambda: Flooding(0.1).add(torch.ones(1)), ValueError, r"a scalar, got shape \[1\]"),
         (lambda: Flooding(0.1).flip_([]), RuntimeError, r"flip_ without a loss; call add\(loss\)"),
@@ -303,10 +327,6 @@ def test_two_processes_flood_the_mean_of_both(tmp_path):
     # by itself would go another way.
     own = [found["own loss"] for found in ranks]
     assert min(own) < levels()[0] < max(own)
+    assert [found["evaluated"] for found in ranks] == [0.25, False]
     # A NaN in one process is one in all.
     assert [found["nan"] for found in ranks] == [[True, True]] * 2
-
-
-def test_a_level_that_is_no_number_is_refused():
-    with pytest.raises(TypeError, match="expected level to be a number, got 'a'"):
-        Flooding("a")

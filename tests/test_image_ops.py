@@ -196,7 +196,7 @@ BYTES = IMAGES.to(torch.uint8)
         (
             lambda: add_noise(IMAGES, std=-0.1),
             ValueError,
-            r"add_noise: expected std in \[0, inf\), got -0.1",
+            r"add_noise: expected std to be a finite number of at least 0, got -0.1",
         ),
         (
             lambda: add_noise(IMAGES.to(torch.uint8), std=0.1),

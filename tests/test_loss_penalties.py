@@ -131,6 +131,8 @@ def test_losses_of_others():
         (binary_cross_entropy, "binary_cross_entropy"),
         (functional.binary_cross_entropy, "binary_cross_entropy"),
         (functional.binary_cross_entropy_with_logits, "binary_cross_entropy_with_logits"),
+        (nn.MultiLabelSoftMarginLoss(), "MultiLabelSoftMarginLoss"),
+        (functional.multilabel_soft_margin_loss, "multilabel_soft_margin_loss"),
         (functools.partial(binary_cross_entropy, threshold=0.2), "binary_cross_entropy"),
         (torch.compile(BinaryCrossEntropyLoss(), backend="eager"), "BinaryCrossEntropyLoss"),
         (torch.compile(binary_cross_entropy, backend="eager"), "binary_cross_entropy"),
@@ -229,6 +231,27 @@ LOGITS = torch.zeros(2, K, device="cpu")
             lambda: ConfidencePenalty(functools.partial(cross_entropy, reduction="x"), 0.1),
             ValueError,
             "ConfidencePenalty: expected reduction to be one of .*, got 'x'",
+        ),
+        (lambda: darc1_penalty([[0.0]]), TypeError, "logits to be a tensor, got list"),
+        (
+            lambda: confidence_penalty(LOGITS, threshold="a"),
+            TypeError,
+            "confidence_penalty: expected threshold to be a number, got 'a'",
+        ),
+        (
+            lambda: ConfidencePenalty(CrossEntropyLoss(), True),
+            TypeError,
+            "ConfidencePenalty: expected beta to be a number, got True",
+        ),
+        (
+            lambda: ConfidencePenalty(nn.CrossEntropyLoss, 0.1),
+            TypeError,
+            r"got the class CrossEntropyLoss; call it: CrossEntropyLoss\(\)",
+        ),
+        (
+            lambda: ConfidencePenalty(functools.partial(CrossEntropyLoss, reduction="sum"), 0.1),
+            TypeError,
+            "ConfidencePenalty: expected loss to be .*, got the class CrossEntropyLoss",
         ),
         (
             lambda: ConfidencePenalty(0.1, 0.2),

@@ -222,9 +222,10 @@ def test_compiled_in_one_graph():
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="waiting needs a GPU")
 def test_the_host_does_not_wait():
     logits, labels, targets = make_logits(), make_labels(), make_mixture()
+    dense = Targets(make_probabilities())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for each in (labels, targets):
+        for each in (labels, targets, dense):
             cross_entropy(logits, each, label_smoothing=0.1).backward()
             binary_cross_entropy(logits, each, threshold=0.2).backward()
     finally:
@@ -256,6 +257,7 @@ def with_label(label):
             ValueError,
             r"logits of shape \(N, K\), got \[5",
         ),
+        (lambda: cross_entropy([[0.0]], LABELS), TypeError, "logits to be a tensor, got list"),
         (lambda: cross_entropy(LOGITS.long(), LABELS), TypeError, "logits of a floating point dty"),
         (
             lambda: cross_entropy(LOGITS, LABELS[:3]),
@@ -288,6 +290,9 @@ def with_label(label):
             "CrossEntropyLoss: expected reduction",
         ),
         (lambda: smallest_cross_entropy(0.1, 0), ValueError, "n_classes of at least 1, got 0"),
+        (lambda: smallest_cross_entropy(0.1, 2.5), TypeError, "n_classes to be a whole .*, got 2"),
+        (lambda: smallest_cross_entropy(0.1, True), TypeError, "n_classes to be a .*, got True"),
+        (lambda: smallest_cross_entropy("a", 3), TypeError, "smoothing to be a number, got 'a'"),
         (lambda: smallest_cross_entropy(2.0, 3), ValueError, r"label_smoothing in \[0, 1\], got 2"),
     ],
 )

@@ -251,9 +251,10 @@ def test_losses():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"every": 0}, ValueError, "expected every to be an int of at least 1, got 0"),
-        ({"every": 2.5}, ValueError, "expected every to be an int of at least 1, got 2.5"),
-        ({"max_values": True}, ValueError, "max_values to be an int of at least 1, got True"),
+        ({"every": 0}, ValueError, "expected every of at least 1, got 0"),
+        ({"every": 2.5}, TypeError, "expected every to be a whole number, got 2.5"),
+        ({"max_values": True}, TypeError, "max_values to be a whole number, got True"),
+        ({"updates": "no"}, TypeError, "expected updates to be True or False, got 'no'"),
         ({"layers": ["0", "conv"]}, ValueError, "no layer 'conv'; see model.named_modules"),
         ({"layers": ["00"]}, ValueError, "no layer '00'; did you mean '0'"),
         ({"layers": []}, ValueError, "at least one layer, got an empty list"),
@@ -265,7 +266,7 @@ def test_bad_arguments(arguments, error, text):
     with pytest.raises(error, match="Monitor: .*" + text):
         Monitor(model, **arguments)
     assert not any(layer._forward_hooks for layer in model)
-    with pytest.raises(TypeError, match="Monitor: expected model to be a module, got list"):
+    with pytest.raises(TypeError, match="Monitor: expected model to be a Module, got list"):
         Monitor([model])
 
 
@@ -277,9 +278,12 @@ def test_bad_losses_and_states_change_nothing():
     model(torch.randn(2, 3, 5, 5)).sum().backward()
     with pytest.raises(ValueError, match=r"step: .* one element, got shape \[2, 3\]; average it"):
         monitor.step(torch.ones(2, 3))
-    for bad in ("a", [1.0]):
+    for bad in ("a", [1.0], 1j, True):
         with pytest.raises(TypeError, match="step: expected loss to be a number or a tensor, got"):
             monitor.step(bad)
+    for dtype in (torch.complex64, torch.bool):
+        with pytest.raises(TypeError, match=f"step: expected loss to be real, got .* {dtype}"):
+            monitor.step(torch.ones((), dtype=dtype))
     with pytest.raises(ValueError, match=r"load_state_dict: .* got other bins of the histograms"):
         monitor.load_state_dict(before | {"edges": [1.0]})
     with pytest.raises(ValueError, match=r"load_state_dict: .* got no 'losses'"):

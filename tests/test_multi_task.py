@@ -144,6 +144,20 @@ def test_models_that_do_not_match_are_refused(models, text):
         soft_sharing_penalty(models)
 
 
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "a list of models, got one Sequential"),
+        (nn.Linear(3, 3), r"a list of models, got one Linear; pass \[first, second\]"),
+        (3, "a list of models, got one int"),
+        ([nn.Linear(3, 1), nn.Linear(3, 1).state_dict()], "model 1 to be a Module, got Ordered"),
+    ],
+)
+def test_what_is_no_list_of_models_is_refused(models, text):
+    with pytest.raises(TypeError, match=f"soft_sharing_penalty: expected {text}"):
+        soft_sharing_penalty(models)
+
+
 # Weights of losses. -------------------------------------------------------------------------------
 
 

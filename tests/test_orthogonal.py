@@ -290,6 +290,9 @@ def test_errors():
     with pytest.raises(TypeError, match="OrthogonalDecay: expected an optimizer of torch or fused"):
         OrthogonalDecay(nn.Linear(3, 4), [weight], strength=0.1)
     for strength in (-0.1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"strength >= 0, got {strength}"):
+        with pytest.raises(ValueError, match=f"of at least 0, got {strength}"):
+            OrthogonalDecay(optimizer, [weight], strength=strength)
+    for strength in ("0.1", True, None):
+        with pytest.raises(TypeError, match=f"strength to be a number, got {strength!r}"):
             OrthogonalDecay(optimizer, [weight], strength=strength)
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks

@@ -3,12 +3,14 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fusedtricks
+from fusedtricks.nn.averaging import ModelEMA
 from fusedtricks.nn.orthogonal import OrthogonalDecay, orthogonal_weights
 from fusedtricks.nn.shake_resnet import ShakeShakeResNet
 from tests.devices import DEVICE
@@ -88,6 +90,32 @@ def test_weights_without_a_gradient_are_pulled_and_frozen_ones_not():
     assert [w.item() for w in weights] == pytest.approx([0.8, 2.0])
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["decay first", "average first"])
+@pytest.mark.parametrize("library", [torch.optim, fusedtricks.optim])
+def test_averages_are_of_weights_that_were_pulled(library, is_first):
+    model = nn.Linear(3, 5)
+    optimizer = library.AdamW(model.parameters(), lr=0.1)
+    ema = ModelEMA(model, decay=0.9)
+    calls = [
+        lambda: OrthogonalDecay(optimizer, model, strength=np.float32(0.5)),
+        lambda: ema.follow(optimizer, model),
+    ]
+    for call in calls if is_first else reversed(calls):
+        call()
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(ema.module.weight, model.weight)
+
+
+def test_a_decay_without_ordered_hooks():
+    weight = nn.Parameter(torch.tensor([[2.0]]))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer._optimizer_step_post_hooks = type("Hooks", (dict,), {})()
+    OrthogonalDecay(optimizer, [weight], strength=0.5)
+    optimizer.step()
+    assert weight.item() == pytest.approx(0.8)
+
+
 def test_a_closure():
     weight = nn.Parameter(torch.tensor([[2.0]]))
     optimizer = torch.optim.SGD([weight], lr=0.1)
@@ -142,6 +170,37 @@ def test_a_master_that_is_turned_off_does_not_come_back():
     OrthogonalDecay(optimizer, [weight], strength=0.0)
     optimizer.step()
     assert weight.item() == 0.0
+
+
+def test_the_optimizer_tells_its_masters():
+    params = [nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16)) for _ in range(3)]
+    groups = [{"params": params[:2]}, {"params": params[2:], "master_weights": False}]
+    optimizer = fusedtricks.optim.SGD(groups, lr=0.5, momentum=0.5, master_weights=True)
+    assert optimizer.master_of(params[1]) is None
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    for param in params[:2]:
+        assert optimizer.master_of(param) is optimizer.state[param]["master_param"]
+        assert optimizer.master_of(param, optimizer.param_groups[0]).dtype == torch.float32
+    assert optimizer.master_of(params[2]) is None
+    optimizer.param_groups[0]["master_weights"] = False
+    assert optimizer.master_of(params[1]) is None
+
+
+def test_the_optimizer_tells_whether_its_step_was_skipped():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = fusedtricks.optim.SGD([weight], lr=0.5)
+    assert optimizer.skip_flags() == []
+    weight.grad = torch.full_like(weight, float("nan"))
+    optimizer.step()
+    assert optimizer.skip_flags() == []
+    optimizer = fusedtricks.optim.SGD([weight], lr=0.5, skip_nonfinite=True)
+    for value in (1.0, float("nan"), 2.0):
+        weight.grad = torch.full_like(weight, value)
+        optimizer.step()
+        (flag,) = optimizer.skip_flags()
+        assert bool(flag != 0) == (value != value)
 
 
 # Copies, compilation, processes. -----------------------------------------------------------------

@@ -258,7 +258,13 @@ def test_bad_arguments():
         imagenet_eval_transform(32, resize=64.5)
     with pytest.raises(ValueError, match="expected size of at least 1, got 0"):
         imagenet_eval_transform(0)
+    with pytest.raises(ValueError, match="expected 3 values of mean and of std, got 1 and 3"):
+        imagenet_eval_transform(32, mean=(0.5,))
+    with pytest.raises(ValueError, match="expected std to be a finite number above 0, got 0"):
+        imagenet_train_transform(32, std=(0.2, 0, 0.2))
+    with pytest.raises(TypeError, match="expected mean to be a sequence of numbers, got 'abc'"):
+        imagenet_train_transform(32, mean="abc")
     with pytest.raises(ValueError, match="expected size of at most resize=64, got 96"):
         imagenet_eval_transform(96, resize=64)
-    with pytest.raises(ValueError, match=r"HSVJitter: expected high in \[2, inf\), got 1"):
+    with pytest.raises(ValueError, match=r"HSVJitter: expected high .* of at least 2, got 1"):
         imagenet_train_transform(96, jitter=(2, 1))

@@ -1,5 +1,7 @@
 """Batches of bytes made ready: by the kernel, by torch, and by the formula in float64."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from fusedtricks.data.plan import BatchPlan
 from fusedtricks.data.prepare import prepare_batch
 from fusedtricks.targets import Targets
 from tests import devices
+from tests.batches_of_images import pixel_by_pixel
 
 BACKENDS = ["reference", *(["triton"] if devices.HAS_TRITON else [])]
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -27,26 +30,9 @@ def normalised(images: Tensor) -> Tensor:
     return (images.double() / 255 - mean[:, None, None]) / std[:, None, None]
 
 
-def is_inside(box: list[int], y: int, x: int) -> bool:
-    top, bottom, left, right = box
-    return top <= y < bottom and left <= x < right
-
-
 def formula(images: Tensor, plan: BatchPlan) -> Tensor:
     """Return what the formulas make of a batch, pixel by pixel in float64."""
-    images = normalised(images).cpu()
-    result = images.clone()
-    partner, own_share = plan.partner.tolist(), plan.own_share.tolist()
-    patches, holes = plan.patch.tolist(), plan.hole.tolist()
-    for i, image in enumerate(images):
-        other = images[partner[i]]
-        for y in range(image.shape[1]):
-            for x in range(image.shape[2]):
-                blend = own_share[i] * image[:, y, x] + (1 - own_share[i]) * other[:, y, x]
-                result[i, :, y, x] = other[:, y, x] if is_inside(patches[i], y, x) else blend
-                if is_inside(holes[i], y, x):
-                    result[i, :, y, x] = FILL
-    return result
+    return pixel_by_pixel(normalised(images).cpu(), plan.to("cpu"), FILL)
 
 
 # How many roundings to float32, of the largest normalised value, each backend may be off.
@@ -264,8 +250,9 @@ def test_boxes_far_outside(box, expected, backend):
 
 @backends
 def test_holes_have_the_fill_value_rounded_once(backend):
-    images, plan = random_batch((2, 3, 5, 4)), BatchPlan.nothing(2, devices.DEVICE)
-    plan.hole[1] = torch.tensor([0, 5, 0, 4])
+    hole = torch.tensor([[0, 0, 0, 0], [0, 5, 0, 4]])
+    plan = dataclasses.replace(BatchPlan.nothing(2, devices.DEVICE), hole=hole, has_holes=True)
+    images = random_batch((2, 3, 5, 4))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         got = prepare(images, plan, backend, dtype=dtype)
         assert (got[1] == torch.tensor(FILL, dtype=dtype)).all()

@@ -123,7 +123,7 @@ IMAGES = torch.zeros(2, 3, 8, 8)
         (
             lambda: random_affine(IMAGES, degrees=-5),
             ValueError,
-            r"random_affine: expected degrees in \[0, inf\), got -5",
+            r"random_affine: expected degrees to be a finite number of at least 0, got -5",
         ),
         (
             lambda: random_affine(IMAGES, scale=(0, 1)),
@@ -133,12 +133,12 @@ IMAGES = torch.zeros(2, 3, 8, 8)
         (
             lambda: random_affine(IMAGES, scale=(1.5, 1.25)),
             ValueError,
-            r"random_affine: expected scale in \[1.5, inf\), got 1.25",
+            r"random_affine: expected scale to be a finite number of at least 1.5, got 1.25",
         ),
         (
             lambda: random_affine(IMAGES, shift=math.inf),
             ValueError,
-            r"random_affine: expected shift in \[0, inf\), got inf",
+            r"random_affine: expected shift to be a finite number of at least 0, got inf",
         ),
         (
             lambda: random_affine(IMAGES.to(torch.uint8)),

@@ -199,7 +199,7 @@ def test_two_processes(tmp_path):
         ({"variant": "E"}, r"expected variant to be one of \('A', 'B', 'C', 'D'\), got 'E'"),
         ({"stem": "big"}, r"expected stem to be one of \('imagenet', 'small'\), got 'big'"),
         ({"layers": (1, 2)}, r"layers and widths of one length, got \(1, 2\) and \(8, 16, 32\)"),
-        ({"layers": (), "widths": ()}, r"layers and widths of one length, got \(\) and \(\)"),
+        ({"layers": (), "widths": ()}, "expected layers of at least one stage, got none"),
         ({"layers": (1, 0, 2)}, "expected layers of at least 1, got 0"),
         ({"widths": (8, 16, -4)}, "expected widths of at least 1, got -4"),
         ({"in_channels": 0}, "expected in_channels of at least 1, got 0"),
@@ -208,6 +208,21 @@ def test_two_processes(tmp_path):
 )
 def test_errors(arguments, text):
     with pytest.raises(ValueError, match="ResNet: .*" + text):
+        ResNet(**{"block": "basic", "layers": (1, 1, 1), "widths": (8, 16, 32)} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"layers": 3}, "expected layers to be whole numbers, got 3"),
+        ({"widths": "abc"}, "expected widths to be whole numbers, got 'abc'"),
+        ({"layers": (1, 1.0, 1)}, "expected layers to be a whole number, got 1.0"),
+        ({"in_channels": True}, "expected in_channels to be a whole number, got True"),
+        ({"zero_gamma": "no"}, "expected zero_gamma to be True or False, got 'no'"),
+    ],
+)
+def test_arguments_of_other_types(arguments, text):
+    with pytest.raises(TypeError, match="ResNet: " + text):
         ResNet(**{"block": "basic", "layers": (1, 1, 1), "widths": (8, 16, 32)} | arguments)
 
 
@@ -238,3 +253,5 @@ def test_the_small_ones_errors():
     text = r"SmallResNet: expected widths and blocks of one length, got \(4, 6\) and \(1,\)"
     with pytest.raises(ValueError, match=text):
         SmallResNet(widths=(4, 6), blocks=(1,))
+    with pytest.raises(ValueError, match="SmallResNet: expected blocks of at least 1, got 0"):
+        SmallResNet(widths=(4, 6), blocks=(1, 0))

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 from fusedtricks.lr_scheduler import Linear
@@ -93,6 +94,9 @@ def test_p_is_made_again_after_a_start_without_memory():
         ({"p": 1.5}, ValueError, r"expected p in \[0, 1\], got 1.5"),
         ({"p": "0.5"}, TypeError, "expected p to be a number, got '0.5'"),
         ({"per": "row"}, ValueError, r"one of \['element', 'batch', 'sample', 'ch.*, got 'row'"),
+        ({"p": True}, TypeError, "expected p to be a number, got True"),
+        ({"p": float("nan")}, ValueError, "expected p to be"),
+        ({"generator": 3}, TypeError, "ScheduledDropout: expected generator to be one, got 3"),
     ],
 )
 def test_bad_options_of_the_layer_are_refused(options, error, text):
@@ -212,6 +216,24 @@ def test_all_layers_that_can_be_are_converted():
     assert model["same"] is model["again"] is model["nested"][1]
     assert not model["plain"].training and model["depth"].training
     assert isinstance(ScheduledDropout.convert(nn.Dropout(0.3)), ScheduledDropout)
+
+
+@pytest.mark.parametrize("p", [1.5, -0.1, float("nan")])
+def test_a_wrong_p_is_refused_before_a_layer_is_replaced(p):
+    model = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Dropout(0.5)))
+    layers = list(model.modules())
+    model[1][0].p = p
+    with pytest.raises(ValueError, match=r"convert: expected p of model\.1\.0 in \[0, 1\], got"):
+        ScheduledDropout.convert(model)
+    assert list(model.modules()) == layers
+    layers[-1].p = 0.3
+    ScheduledDropout.convert(model)
+    assert [model[0].p.item(), model[1][0].p.item()] == pytest.approx([0.5, 0.3])
+
+
+def test_only_modules_are_converted():
+    with pytest.raises(TypeError, match="convert: expected model to be a Module, got list"):
+        ScheduledDropout.convert([nn.Dropout(0.5)])
 
 
 def test_stochastic_depth_of_torchvision_and_timm_follows_and_is_converted():

@@ -42,8 +42,8 @@ def test_studies_without_a_best_trial(function):
         (best_on_border, {"margin": -0.1}, r"expected margin in \[0, 0.5\), got -0.1"),
         (refine, {"shrink": 1.0}, r"expected shrink in \(0, 1\), got 1.0"),
         (refine, {"shrink": 0}, r"expected shrink in \(0, 1\), got 0"),
-        (refine, {"n_best": 0}, "n_best to be an int of at least 1, got 0"),
-        (refine, {"n_best": 2.0}, "n_best to be an int of at least 1, got 2.0"),
+        (refine, {"shrink": math.nan}, "expected shrink to be a finite number, got nan"),
+        (refine, {"n_best": 0}, "expected n_best of at least 1, got 0"),
     ],
 )
 def test_bad_arguments(function, arguments, text):
@@ -58,6 +58,21 @@ def test_shares_are_numbers(function, name, bad):
     text = f"{function.__name__}: expected {name} to be a number, got {bad!r}"
     with pytest.raises(TypeError, match=text):
         function(one_trial(Float(0.0, 1.0), 0.5), **{name: bad})
+
+
+@pytest.mark.parametrize("bad", [2.0, True, "2"])
+def test_the_number_of_trials_is_whole(bad):
+    text = f"refine: expected n_best to be a whole number, got {bad!r}"
+    with pytest.raises(TypeError, match=text):
+        refine(one_trial(Float(0.0, 1.0), 0.5), n_best=bad)
+
+
+def test_numbers_of_numpy():
+    numpy = pytest.importorskip("numpy")
+    study = one_trial(Float(0.0, 1.0), 0.5)
+    expected = refine(study, shrink=0.5, n_best=2)
+    assert refine(study, shrink=numpy.float32(0.5), n_best=numpy.int64(2)) == expected
+    assert best_on_border(study, margin=numpy.float32(0.25)) == []
 
 
 def test_without_optuna(monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -317,14 +318,52 @@ def test_errors():
     for probability in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"keep_probability in \[0, 1\], got"):
             ShakeDrop(probability)
-    with pytest.raises(ValueError, match=r"finite alpha_range \(low, high\), got \(1, -1\)"):
+    with pytest.raises(ValueError, match=r"high of alpha_range .* at least 1, got -1"):
         ShakeDrop(0.5, alpha_range=(1, -1))
     for bounds in ((-float("inf"), 0), (0, float("inf")), (float("nan"), 1)):
-        with pytest.raises(ValueError, match=r"finite alpha_range \(low, high\), got"):
+        with pytest.raises(ValueError, match="of alpha_range to be a finite number"):
             ShakeDrop(0.5, alpha_range=bounds)
-    with pytest.raises(ValueError, match=r"finite beta_range \(low, high\), got \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"expected beta_range \(low, high\), got \(1, 2, 3\)"):
         ShakeDrop(0.5, beta_range=(1, 2, 3))
-    with pytest.raises(ValueError, match=r"n_blocks >= 1 and last in \[0, 1\], got 0 and 0.5"):
+    with pytest.raises(ValueError, match=r"expected beta_range \(low, high\), got 3"):
+        ShakeDrop(0.5, beta_range=3)
+    with pytest.raises(ValueError, match="expected n_blocks of at least 1, got 0"):
         linear_keep_probabilities(0, last=0.5)
-    with pytest.raises(ValueError, match=r"last in \[0, 1\], got 3 and 2"):
+    with pytest.raises(ValueError, match=r"expected last in \[0, 1\], got 2"):
         linear_keep_probabilities(3, last=2)
+
+
+@pytest.mark.parametrize("value", ["a", True, None])
+def test_what_is_no_number_is_refused_as_one(value):
+    with pytest.raises(TypeError, match="ShakeDrop: expected keep_probability to be a number, got"):
+        ShakeDrop(value)
+    with pytest.raises(TypeError, match="expected low of alpha_range to be a number, got"):
+        ShakeDrop(0.5, alpha_range=(value, 1))
+    with pytest.raises(TypeError, match="expected high of beta_range to be a number, got"):
+        ShakeDrop(0.5, beta_range=(-1, value))
+    with pytest.raises(TypeError, match="expected n_blocks to be a whole number, got"):
+        linear_keep_probabilities(value)
+    with pytest.raises(TypeError, match="expected last to be a number, got"):
+        linear_keep_probabilities(3, last=value)
+
+
+def test_training_is_true_or_false():
+    features = torch.ones(2, 3)
+    with pytest.raises(TypeError, match="expected training to be True or False, got 'no'"):
+        shake_shake(features, features, training="no")
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_numbers_of_numpy_count_as_numbers(number):
+    features = torch.randn(3, 2)
+    results = []
+    for convert in (number, float):
+        bounds = (convert(-0.5), convert(0.25))
+        drop = ShakeDrop(convert(0.5), alpha_range=bounds, beta_range=bounds)
+        torch.manual_seed(1)
+        (inputs,) = clone(features)
+        result = drop(inputs)
+        result.sum().backward()
+        results.append([result, inputs.grad, drop.eval()(features)])
+    torch.testing.assert_close(*results)
+    assert linear_keep_probabilities(np.int64(2), last=number(0.5)) == [0.75, 0.5]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fusedtricks.nn.resnet_blocks import convolution
 from fusedtricks.nn.shake import ShakeShake
 from fusedtricks.nn.shake_resnet import ShakeShakeBlock, ShakeShakeResNet, ShiftedShortcut
 from tests.devices import DEVICE
@@ -163,3 +164,23 @@ def test_errors():
         ShakeShakeResNet(width=7)
     with pytest.raises(ValueError, match="blocks of at least one stage, got none"):
         ShakeShakeResNet(blocks=())
+    for name, value, wrong in (
+        ("blocks", (0,), 0),
+        ("blocks", (1, -1), -1),
+        ("width", 0, 0),
+        ("n_classes", 0, 0),
+        ("in_channels", -3, -3),
+    ):
+        with pytest.raises(ValueError, match=f"expected {name} of at least 1, got {wrong}"):
+            ShakeShakeResNet(**{name: value})
+    with pytest.raises(TypeError, match=r"expected width to be a whole number, got 8.0"):
+        ShakeShakeResNet(width=8.0)
+    with pytest.raises(TypeError, match="expected shake to be a Module, got str"):
+        ShakeShakeResNet(shake="even")
+
+
+def test_convolutions_are_those_of_the_other_resnets():
+    torch.manual_seed(4)
+    shortcut = ShiftedShortcut(3, 4, stride=2)
+    torch.manual_seed(4)
+    assert torch.equal(shortcut.plain.weight, convolution(3, 2, 1, stride=2).weight)

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -108,15 +109,56 @@ def test_consistency_repeats_and_leaves_the_model_as_it_was():
     [
         ({"images": torch.zeros(3, 8, 8, device="cpu")}, r"\(N, C, H, W\).*got \[3, 8, 8\]"),
         ({"images": torch.zeros(0, 3, 8, 8, device="cpu")}, r"N of at least 1, got \[0, 3, 8, 8\]"),
-        ({"max_shift": 0}, "max_shift of 1 to 5 for images of 6x9 pixels, got 0"),
-        ({"max_shift": 6}, "max_shift of 1 to 5 for images of 6x9 pixels, got 6"),
+        ({"max_shift": 0}, "max_shift for images of 6x9 pixels from 1 to 5, got 0"),
+        ({"max_shift": 6}, "max_shift for images of 6x9 pixels from 1 to 5, got 6"),
         ({"n_pairs": 0}, "n_pairs of at least 1, got 0"),
+        ({"model": nn.Flatten(0)}, r"return shape \(2, K\) with K of at least 2, got \[\d+\]; one"),
+        ({"model": nn.AvgPool3d((3, 4, 7))}, r"K of at least 2, got \[2, 1, 1, 1\]; one output"),
+        ({"model": nn.Flatten(0, 1)}, r"return shape \(2, K\) .* got \[6, 4, 7\]"),
+        ({"model": nn.Threshold(0.5, float("nan"))}, "finite outputs, got inf or NaN"),
+        ({"model": nn.Threshold(0.5, float("-inf"))}, "finite outputs, got inf or NaN"),
     ],
 )
 def test_consistency_errors(changes, text):
     arguments = {"images": torch.zeros(2, 3, 6, 9), "max_shift": 2, "n_pairs": 3} | changes
     with pytest.raises(ValueError, match="shift_consistency: .*" + text):
-        shift_consistency(Peek(), **arguments)
+        shift_consistency(**{"model": Peek(), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model": torch.relu}, "model to be a Module, got builtin_function_or_method"),
+        (
+            {"model": nn.Sequential(nn.Flatten(1, 2), nn.LSTM(7, 3))},
+            "the model's output to be a tensor, got tuple",
+        ),
+        ({"images": [[0.0]]}, "images to be a tensor, got list"),
+        ({"max_shift": 2.5}, "max_shift for images .* to be a whole number, got 2.5"),
+        ({"max_shift": True}, "max_shift for images .* to be a whole number, got True"),
+        ({"n_pairs": "3"}, "n_pairs to be a whole number, got '3'"),
+        ({"circular": "no"}, "circular to be True or False, got 'no'"),
+    ],
+)
+def test_consistency_of_other_types_is_refused(changes, text):
+    arguments = {"images": torch.zeros(2, 3, 6, 9), "max_shift": 2, "n_pairs": 3} | changes
+    with pytest.raises(TypeError, match="shift_consistency: expected " + text):
+        shift_consistency(**{"model": Peek(), **arguments})
+
+
+def test_consistency_takes_whole_numbers_of_numpy():
+    result, expected = (
+        shift_consistency(
+            Peek(),
+            torch.arange(120.0).view(2, 1, 6, 10),
+            max_shift=kind(2),
+            n_pairs=kind(3),
+            generator=torch.Generator().manual_seed(4),
+        )
+        for kind in (np.int64, int)
+    )
+    assert result == expected
+    assert type(result.n_pairs) is int
 
 
 # Anti-aliasing makes a model consistent. ----------------------------------------------------------

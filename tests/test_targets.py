@@ -155,6 +155,14 @@ def shares(*values):
     ("make", "error", "text"),
     [
         (lambda: Targets(ONES[0]), ValueError, r"Targets: expected weights of shape \(N, M\)"),
+        (lambda: Targets([[1.0]]), TypeError, "Targets: expected weights to be a tensor, got list"),
+        (lambda: Targets(ONES, [[1]]), TypeError, "Targets: expected classes to be a tensor, got"),
+        (lambda: Targets(ONES, is_mixed="no"), TypeError, "is_mixed to be True or False, got 'no'"),
+        (
+            lambda: Targets(ONES, smoothing="a"),
+            TypeError,
+            "label_smoothing to be a number, got 'a'",
+        ),
         (lambda: Targets(ONES.long()), TypeError, "expected weights of a floating point dtype"),
         (lambda: Targets(ONES, ONES[:, :2].long()), ValueError, r"the weights' shape \[2, 3\]"),
         (lambda: Targets(ONES, ONES), TypeError, "expected classes of int64, got torch.float32"),
@@ -164,6 +172,13 @@ def shares(*values):
         (mix(PARTNER[:1], shares(0.3, 0.4)), ValueError, r"partner of shape \[2\], got \[1\]"),
         (mix(PARTNER[:, None], shares(0.3, 0.4)), ValueError, r"of shape \[2\], got \[2, 1\]"),
         (mix(PARTNER > 0, shares(0.3, 0.4)), TypeError, "partner of int64, got torch.bool"),
+        (mix([1, 0], shares(0.3)), TypeError, "mix: expected partner to be a tensor, got list"),
+        (
+            mix(PARTNER - 1, shares(0.3, 0.4)),
+            ValueError,
+            "partner to be samples from 0 to 1, got -1",
+        ),
+        (mix(PARTNER + 1, shares(0.3, 0.4)), ValueError, "mix: expected partner .* 0 to 1, got 2"),
         (mix(PARTNER, 0.3), TypeError, r"own_share .* tensor, got float; use torch.tensor\(0.5\)"),
         (mix(PARTNER, PARTNER), TypeError, "own_share .* tensor, got torch.int64"),
         (mix(PARTNER, shares(0.3)), ValueError, r"own_share of shape \[\] or \[2\], got \[1\]"),

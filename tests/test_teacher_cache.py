@@ -196,13 +196,13 @@ def test_the_state_has_other_dtypes():
 # Logits that float16 cannot hold, and ones that it can. -------------------------------------------
 
 
-@pytest.mark.parametrize("value", [7e4, float("inf"), float("nan")])
+@pytest.mark.parametrize("value", [7e4, -7e4, float("inf"), float("nan")])
 def test_logits_that_are_too_large(value):
     teacher = nn.Linear(3, K)
     with torch.no_grad():
-        teacher.bias[1] = value
+        teacher.bias[0], teacher.bias[1] = -torch.inf, value
     half = TeacherCache(teacher, N_SAMPLES, K, dtype=torch.float16)
-    text = r"are NaN, or above 65504\.0, .* number of torch.float16; .* such as torch.float32"
+    text = r"are NaN, above 65504\.0 or below -65504\.0, .* torch.float16 .* such as torch.float32"
     with pytest.raises(ValueError, match=text):
         half(*batch(1, 2))
     assert not half.state_dict()["is_known"].any()
@@ -217,8 +217,27 @@ def test_a_teacher_may_rule_out_a_class():
     teacher = nn.Linear(3, K)
     with torch.no_grad():
         teacher.bias[1] = -torch.inf
-    cache = TeacherCache(teacher, N_SAMPLES, K, dtype=torch.float16)
-    assert (cache(*batch(1, 2))[:, 1] == -torch.inf).all()
+    wide, half, twin = (
+        TeacherCache(teacher, N_SAMPLES, K, dtype=dtype)
+        for dtype in (torch.float32, torch.float16, torch.float16)
+    )
+    assert (half(*batch(1, 2))[:, 1] == -torch.inf).all()
+    wide(*batch(1, 2))
+    twin.load_state_dict(wide.state_dict())
+    assert torch.equal(twin(*batch(1, 2)), half(*batch(1, 2)))
+
+
+def test_a_state_is_checked_in_parts(monkeypatch):
+    monkeypatch.setattr("fusedtricks.losses.teacher_cache._PART", 2 * K)
+    wide, half = (
+        TeacherCache(Teacher(), N_SAMPLES, K, dtype=each) for each in (torch.float32, torch.float16)
+    )
+    wide.state_dict()["logits"][-1, -1] = -7e4
+    with pytest.raises(ValueError, match=r"beyond what torch\.float16 can hold"):
+        half.load_state_dict(wide.state_dict())
+    wide.state_dict()["logits"][-1, -1] = -6e4
+    half.load_state_dict(wide.state_dict())
+    assert torch.equal(half.state_dict()["logits"], wide.state_dict()["logits"].half())
 
 
 # The compiler. ------------------------------------------------------------------------------------
@@ -284,11 +303,11 @@ ONE = torch.ones(1, 3, device="cpu"), torch.tensor([0], device="cpu")
             r"logits of shape \[1, 6\] from the teacher, got \[1, 5\]",
         ),
         (lambda cache: cache(*ONE, torch.tensor([0, 1])), ValueError, "of the 1 inputs, got 2"),
-        (lambda cache: TeacherCache(cache.teacher, 0, 5), ValueError, "at least 1, got 0 and 5"),
+        (lambda cache: TeacherCache(cache.teacher, 0, 5), ValueError, "n_samples of at .*, got 0"),
         (
             lambda cache: TeacherCache(cache.teacher, 3, 5, dtype=torch.int32),
             TypeError,
-            "expected a floating point dtype, got torch.int32",
+            "expected dtype to be one of .*torch.float64, got torch.int32",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The trainer: batches, both steppers, and going on after a stop."""
+"""The trainer: both steppers, and going on after a stop."""
 
 import itertools
 import math
@@ -25,7 +25,13 @@ def _two_threads():
 
 
 def make_trainer(
-    optimizer="fusedtricks", *, lr=3e-3, dtype=torch.float32, n_images=100, batch_size=30
+    optimizer="fusedtricks",
+    *,
+    lr=3e-3,
+    dtype=torch.float32,
+    n_images=100,
+    batch_size=30,
+    epochs=EPOCHS,
 ):
     """Build a tiny case: by default 4 batches per epoch, the last one shorter."""
     digits = load_digits(seed=1, train_size=n_images)
@@ -38,60 +44,13 @@ def make_trainer(
     n_steps = EPOCHS * len(batches)
     scheduler = ScheduledLR(stepper.optimizer, lr_schedule(n_steps))
     tests = digits.test_images.to(dtype), digits.test_labels
-    return Trainer(model, stepper, scheduler, batches, *tests, epochs=EPOCHS, label_smoothing=0.1)
+    return Trainer(model, stepper, scheduler, batches, *tests, epochs=epochs, label_smoothing=0.1)
 
 
 def stop_after(n_batches):
     """Return a `should_stop` that says yes after so many batches."""
     calls = iter(range(1, 10**6))
     return lambda: next(calls) == n_batches
-
-
-# Batches. -----------------------------------------------------------------------------------------
-
-
-def test_an_epoch_has_every_image_once_in_a_new_order():
-    labels = torch.arange(23)
-    batches = Batches(torch.zeros(23, 1, 8, 8), labels, batch_size=5, seed=2)
-    epochs = [torch.cat([batches.next()[1] for _ in range(len(batches))]) for _ in range(2)]
-    for epoch in epochs:
-        assert epoch.sort().values.equal(labels)
-    assert not epochs[0].equal(epochs[1])
-    assert not epochs[0].equal(labels)
-
-
-def test_shifts_move_the_image_by_at_most_a_pixel():
-    image = torch.arange(1.0, 65.0).view(1, 1, 8, 8)
-    batches = Batches(image.expand(400, 2, 8, 8), torch.zeros(400).long(), batch_size=400, seed=2)
-    shifted, _ = batches.next()
-    seen = set()
-    for result in shifted:
-        assert result[0].equal(result[1])
-        # The inner 6x6 pixels tell the shift; nothing else may have changed.
-        down, right = divmod(int(image[0, 0, 1, 1] - result[0, 1, 1]), 8)
-        if right == 7:
-            down, right = down + 1, -1
-        seen.add((down, right))
-        expected = torch.full((8, 8), 1.0)
-        rows, columns = (slice(max(d, 0), 8 + min(d, 0)) for d in (down, right))
-        from_rows, from_columns = (slice(max(-d, 0), 8 + min(-d, 0)) for d in (down, right))
-        expected[rows, columns] = image[0, 0, from_rows, from_columns]
-        assert result[0].equal(expected)
-    assert seen == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
-
-
-@pytest.mark.parametrize("n_taken", [0, 2, 5, 7])
-def test_batches_go_on_from_their_state(n_taken):
-    images, labels = torch.rand(23, 1, 8, 8), torch.arange(23)
-    whole = Batches(images, labels, batch_size=5, seed=2)
-    for _ in range(n_taken):
-        whole.next()
-    state = whole.state_dict()
-    resumed = Batches(images, labels, batch_size=5, seed=99)
-    resumed.load_state_dict(state)
-    for _ in range(8):
-        for expected, got in zip(whole.next(), resumed.next(), strict=True):
-            assert got.equal(expected)
 
 
 # The two steppers. --------------------------------------------------------------------------------
@@ -243,6 +202,59 @@ def test_a_stopped_run_goes_on_to_the_same_bits(optimizer, n_batches, tmp_path):
     assert weights_sha256(resumed.model) == weights_sha256(whole.model)
     assert without_times(resumed.history) == without_times(whole.history)
     assert len(resumed.step_s) == len(whole.step_s)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_run_that_goes_on_with_fewer_epochs_is_finished(epochs):
+    stopped = make_trainer()
+    stopped.run(should_stop=stop_after(2 * BATCHES_PER_EPOCH + 1))
+    resumed = make_trainer(epochs=epochs)
+    resumed.load_state_dict(stopped.state_dict())
+    assert resumed.is_finished and len(resumed.history) == 2
+    assert resumed.run(should_stop=lambda: pytest.fail("it goes on"))
+    assert make_trainer(epochs=0).run()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "error", "text"),
+    [
+        (-1, ValueError, "expected epochs of at least 0, got -1"),
+        (2.5, TypeError, "expected epochs to be a whole number, got 2.5"),
+        ("3", TypeError, "expected epochs to be a (whole )?number, got '3'"),
+    ],
+)
+def test_bad_lengths_of_a_run(epochs, error, text):
+    with pytest.raises(error, match="Trainer: " + text):
+        make_trainer(epochs=epochs)
+    text = "Settings: " + text if error is TypeError else "--epochs: expected at least 1, got -1"
+    with pytest.raises(error, match=text):
+        Settings(epochs=epochs)
+
+
+def test_settings_of_another_kind():
+    for name in ("epochs", "batch_size", "seed", "threads", "train_size"):
+        for bad in (64.5, "64"):
+            with pytest.raises(TypeError, match=f"Settings: expected {name} to be a .*{bad}"):
+                Settings(**{name: bad})
+    for name in ("lr", "weight_decay"):
+        for bad in ("0.1", True):
+            with pytest.raises(TypeError, match=f"Settings: expected {name} to be a number"):
+                Settings(**{name: bad})
+    assert Settings(lr=1, weight_decay=0).lr == 1
+
+
+@pytest.mark.parametrize("key", ["model", "batches", "loss_sum"])
+def test_a_state_without_a_part_changes_nothing(key):
+    other = make_trainer()
+    other.run(should_stop=stop_after(1))
+    state = other.state_dict()
+    del state[key]
+    trainer = make_trainer()
+    digest = weights_sha256(trainer.model)
+    with pytest.raises(ValueError, match=f"load_state_dict: .* got no '{key}'"):
+        trainer.load_state_dict(state)
+    assert weights_sha256(trainer.model) == digest and trainer.batches.position == 0
+    assert not trainer.stepper.optimizer.state_dict()["state"]
 
 
 def test_the_digest_sees_every_bit():

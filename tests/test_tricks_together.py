@@ -154,14 +154,18 @@ def test_a_checkpoint_holds_all_that_is_needed():
 def test_early_stopping_restores_the_changed_model():
     training = Training()
     stopper = EarlyStopping(2, mode="max")
-    accuracies = []
-    for _ in range(12):
+    states = []
+    for value in (1.0, 3.0, 2.0, 1.5):
         training.step()
-        accuracies.append(training.accuracy(training.model))
-        if stopper.step(accuracies[-1], training.model):
-            break
+        states.append(copy.deepcopy(training.model.state_dict()))
+        stopped = stopper.step(value, training.model)
+    assert stopped
     stopper.restore(training.model)
-    assert training.accuracy(training.model) == max(accuracies)
+    restored = training.model.state_dict()
+    assert restored.keys() == states[1].keys()
+    for name, tensor in restored.items():
+        assert torch.equal(tensor, states[1][name]), name
+    assert any(not torch.equal(tensor, states[3][name]) for name, tensor in restored.items())
 
 
 def test_the_changed_model_compiles_in_one_graph():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fusedtricks.nn.resnets import ResNet, resnet
+from fusedtricks.nn.shake import ShakeDrop
 from fusedtricks.nn.small_resnet import SmallResNet
 from fusedtricks.nn.zero_gamma import zero_gamma_
 from tests.resnet_formulas import randomize
@@ -104,6 +105,41 @@ def test_unknown_models_raise():
     text = "no residual block of fusedtricks, torchvision or timm in Sequential; set the last"
     with pytest.raises(ValueError, match="zero_gamma_: found " + text):
         zero_gamma_(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)))
+
+
+@pytest.mark.parametrize("make_norm", [nn.BatchNorm2d, lambda width: nn.GroupNorm(2, width)])
+def test_the_last_norm_of_several_layers(make_norm):
+    model = SmallResNet(3, 5, widths=(4, 6), blocks=(1, 1))
+    model.layer2[0].bn2 = nn.Sequential(make_norm(6), nn.Sequential(make_norm(6)), ShakeDrop(0.5))
+    assert zero_gamma_(model) == ["layer1.0.bn2.weight", "layer2.0.bn2.1.0.weight"]
+    assert (model.layer2[0].bn2[0].weight == 1).all()
+    assert (model.layer2[0].bn2[1][0].weight == 0).all()
+    assert check_blocks_are_shortcuts(model, torch.randn(2, 3, 8, 8)) == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (nn.Identity(), "layer2.0.bn2.weight to be a parameter .* stay 0; got Identity"),
+        (nn.Sequential(nn.Identity()), "layer2.0.bn2.weight to be .* stay 0; got Sequential"),
+        (
+            nn.Sequential(nn.BatchNorm2d(6, affine=False)),
+            "layer2.0.bn2.0.weight to be .* stay 0; got BatchNorm2d",
+        ),
+        (nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)), "got ParametrizedLinear"),
+    ],
+)
+def test_branches_without_a_last_norm_raise(layer, text):
+    model = SmallResNet(widths=(4, 6), blocks=(1, 1))
+    model.layer2[0].bn2 = layer
+    with pytest.raises(ValueError, match="zero_gamma_: expected .*" + text):
+        zero_gamma_(model)
+    assert (model.layer1[0].bn2.weight == 1).all()
+
+
+def test_something_that_is_no_model_raises():
+    with pytest.raises(TypeError, match="zero_gamma_: expected model to be a Module, got dict"):
+        zero_gamma_({})
 
 
 @pytest.mark.parametrize("kind", ["no weight", "frozen", "buffer"])

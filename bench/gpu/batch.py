@@ -81,7 +81,7 @@ def with_patches(job: Job) -> Job:
     height = job.images.shape[2]
     patch, share = job.plan.hole.clone(), job.plan.own_share.clone()
     patch[:, 0], patch[:, 1], share[1::2] = height - 1, height + 3, 1.0
-    return replace(job, plan=replace(job.plan, patch=patch, own_share=share))
+    return replace(job, plan=replace(job.plan, patch=patch, own_share=share, has_patches=True))
 
 
 def run_check(check: tuple[tuple[int, ...], bool, bool, torch.dtype], device: torch.device) -> Row:

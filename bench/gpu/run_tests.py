@@ -68,6 +68,7 @@ TRICK_TESTS = (
 # Nothing in them depends on the device, or they measure, train for long or start this check.
 WITHOUT_DEVICE = (
     "test_batch_code",
+    "test_batch_exactness",
     "test_batch_kernel",
     "test_batch_sampler",
     "test_batch_size",
@@ -85,7 +86,6 @@ WITHOUT_DEVICE = (
     "test_cuda_kernels",
     "test_cuda_shim",
     "test_data",
-    "test_data_docstrings",
     "test_demo",
     "test_device",
     "test_diagnosis",
@@ -95,7 +95,6 @@ WITHOUT_DEVICE = (
     "test_gpu_measurements",
     "test_gpu_parts",
     "test_gpu_triton",
-    "test_loss_docstrings",
     "test_monitor_pictures",
     "test_monitor_runs",
     "test_pipelines",
@@ -118,6 +117,7 @@ WITHOUT_DEVICE = (
     "test_search_errors",
     "test_shift_consistency",
     "test_trainer",
+    "test_trick_docstrings",
     "test_tricks_table",
     "test_work_list",
 )

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from fusedtricks.data.checks import check_images, check_number
+from fusedtricks._checks import check_number
+from fusedtricks.data.checks import check_images
 from fusedtricks.data.layout import same_layout
-from fusedtricks.data.plan import BatchPlan, inside_boxes
+from fusedtricks.data.plan import BatchPlan, check_plan, inside_boxes
 from fusedtricks.targets import Targets, as_targets
 
 __all__ = ["apply_plan", "planned_images"]
@@ -27,8 +28,8 @@ def apply_plan(
         is computed in float32 and rounded once.
 
     Raises:
-        ValueError: If shapes or the number of images differ.
-        TypeError: If images or targets are of another kind.
+        ValueError: If shapes or the number of images differ, or the plan does not fit them.
+        TypeError: If images, targets or plan are of another kind.
 
     Example:
         >>> from fusedtricks.data import MixUp
@@ -39,6 +40,7 @@ def apply_plan(
         (torch.Size([5, 3, 8, 8]), True)
     """
     check_images("apply_plan", images)
+    check_plan("apply_plan", plan, len(images))
     targets = plan.mix_targets(as_targets(targets), *images.shape[2:])
     return planned_images(images, plan, fill=fill), targets
 
@@ -48,30 +50,32 @@ def planned_images(images: Tensor, plan: BatchPlan, *, fill: float) -> Tensor:
 
     Args:
         images: Shape (N, C, H, W), floating point and finite; not modified.
-        plan: What happens to the N images, on any device.
+        plan: What happens to the N images, on any device, and fits them.
         fill: Value inside the holes.
 
     Raises:
-        ValueError: If the plan is of another number of images, or fill is infinite or NaN.
+        ValueError: If fill is infinite or NaN.
         TypeError: If fill is no number.
     """
-    if len(plan) != len(images):
-        raise ValueError(f"expected a plan of {len(images)} images, got one of {len(plan)}")
     check_number("apply_plan", "fill", fill, low=-float("inf"))
     plan = plan.to(images.device)
     precise = images.to(torch.promote_types(images.dtype, torch.float32))
-    hole = _mask(plan.hole, precise)
-    outside = 1 - hole
     # Weights of 0 and 1 instead of choices, and in place: half of the time on the CPU, and exact
     # for finite pixels.
+    own = torch.ones((), dtype=precise.dtype, device=precise.device)
     if plan.is_mixed:
-        share = plan.own_share.to(precise.dtype)[:, None, None, None]
-        share = share * (1 - _mask(plan.patch, precise))
-        result = precise[plan.partner].mul_(outside * (1 - share))
-        result.addcmul_(outside * share, precise)
+        own = plan.own_share.to(precise.dtype)[:, None, None, None]
+    if plan.has_patches:
+        own = own * (1 - _mask(plan.patch, precise))
+    other = 1 - own
+    if plan.has_holes:
+        hole = _mask(plan.hole, precise)
+        own, other = own * (1 - hole), other * (1 - hole)
+    if plan.is_mixed:
+        result = precise[plan.partner].mul_(other).addcmul_(own, precise)
     else:
-        result = precise * outside
-    if fill != 0:
+        result = precise * own
+    if plan.has_holes and fill != 0:
         result.add_(fill * hole)
     return same_layout(result.to(images.dtype), images)
 

@@ -9,8 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Generator, Tensor
 
+from fusedtricks._checks import check_number
 from fusedtricks.data.applying import apply_plan
-from fusedtricks.data.checks import check_images, check_number
+from fusedtricks.data.checks import check_images
 from fusedtricks.data.drawing import device_of
 from fusedtricks.data.plan import BatchPlan
 from fusedtricks.targets import Targets
@@ -149,6 +150,8 @@ class OneOf(BatchTrick):
             patch=pick([plan.patch for plan in plans]),
             hole=pick([plan.hole for plan in plans]),
             is_mixed=self.mixes,
+            has_patches=any(plan.has_patches for plan in plans),
+            has_holes=any(plan.has_holes for plan in plans),
         )
 
 
@@ -204,7 +207,7 @@ class Chain(BatchTrick):
         """Draw the mix, then the holes; see `BatchTrick.plan`."""
         mixed = self.mix.plan(n_images, height, width, generator=generator)
         cut = self.cut.plan(n_images, height, width, generator=generator)
-        return dataclasses.replace(mixed, hole=cut.hole)
+        return dataclasses.replace(mixed, hole=cut.hole, has_holes=cut.has_holes)
 
 
 def _check_trick(what: str, trick: BatchTrick) -> None:

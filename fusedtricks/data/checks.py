@@ -1,41 +1,13 @@
 """Checks of arguments that all tricks on images share."""
 
 import math
-import numbers
 from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["check_images", "check_interval", "check_number", "check_pair", "check_whole"]
+from fusedtricks._checks import check_number, check_tensor
 
-
-def check_number(what: str, name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Refuse what is no finite number in [low, high].
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is outside, infinite or NaN.
-    """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{what}: expected {name} to be a number, got {value!r}")
-    if not low <= value <= high or math.isinf(value):
-        interval = ("(" if low == -math.inf else "[") + f"{low}, {high}"
-        interval += ")" if high == math.inf else "]"
-        raise ValueError(f"{what}: expected {name} in {interval}, got {value}")
-
-
-def check_whole(what: str, name: str, value: int, low: int, high: float = math.inf) -> None:
-    """Refuse what is no whole number in [low, high].
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is outside.
-    """
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"{what}: expected {name} to be a whole number, got {value!r}")
-    if not low <= value <= high:
-        interval = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{what}: expected {name} {interval}, got {value}")
+__all__ = ["check_images", "check_interval", "check_pair", "checked_normalisation"]
 
 
 def check_pair(what: str, name: str, pair: Sequence[float]) -> None:
@@ -77,8 +49,7 @@ def check_images(what: str, images: Tensor, *, any_dtype: bool = False) -> None:
         TypeError: If it is no tensor of such a dtype.
         ValueError: If the shape does not fit.
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"{what}: expected images to be a tensor, got {type(images).__name__}")
+    check_tensor(what, "images", images)
     if images.ndim != 4:
         raise ValueError(
             f"{what}: expected images of shape (N, C, H, W), got {list(images.shape)}; a single "
@@ -89,3 +60,26 @@ def check_images(what: str, images: Tensor, *, any_dtype: bool = False) -> None:
             f"{what}: expected images of a floating point dtype, got {images.dtype}; for bytes, "
             "images.float() / 255"
         )
+
+
+def checked_normalisation(
+    what: str, mean: Sequence[float], std: Sequence[float], n_channels: int | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of each channel as tuples of floats.
+
+    Raises:
+        TypeError: If they are no sequences of numbers.
+        ValueError: If their numbers differ, or are not `n_channels`; one is infinite or NaN; or a
+            std is not above 0.
+    """
+    for name, values, above in (("mean", mean, -math.inf), ("std", std, 0)):
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise TypeError(f"{what}: expected {name} to be a sequence of numbers, got {values!r}")
+        for value in values:
+            check_number(what, name, value, above=above)
+    if len(mean) != len(std) or n_channels not in (None, len(mean)):
+        wanted = "as many values of mean as of std"
+        if n_channels is not None:
+            wanted = f"{n_channels} values of mean and of std"
+        raise ValueError(f"{what}: expected {wanted}, got {len(mean)} and {len(std)}")
+    return tuple(map(float, mean)), tuple(map(float, std))

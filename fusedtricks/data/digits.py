@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from fusedtricks._checks import check_number, check_whole
 from fusedtricks._extras import require
-from fusedtricks.data.checks import check_number, check_whole
 
 __all__ = ["N_CLASSES", "Digits", "load_digits"]
 

@@ -3,7 +3,9 @@
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["device_of", "moved", "uniform"]
+from fusedtricks._host import moved
+
+__all__ = ["device_of", "uniform"]
 
 
 def device_of(generator: Generator | None) -> torch.device:
@@ -21,12 +23,6 @@ def device_of(generator: Generator | None) -> torch.device:
             "torch.Generator().manual_seed(42)"
         )
     return torch.device("cpu") if generator is None else generator.device
-
-
-def moved(drawn: Tensor, device: torch.device) -> Tensor:
-    """Return drawn numbers on a device; nothing waits on the way from the CPU to a GPU."""
-    # On the way back, the CPU would read what has not arrived yet.
-    return drawn.to(device, non_blocking=device.type != "cpu")
 
 
 def uniform(

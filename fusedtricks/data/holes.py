@@ -6,9 +6,10 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Generator, Tensor
 
+from fusedtricks._checks import check_number, check_whole
 from fusedtricks.data.applying import planned_images
 from fusedtricks.data.batch_tricks import BatchTrick
-from fusedtricks.data.checks import check_images, check_number, check_whole
+from fusedtricks.data.checks import check_images
 from fusedtricks.data.drawing import device_of
 from fusedtricks.data.plan import BatchPlan
 
@@ -67,7 +68,7 @@ class Cutout(BatchTrick):
             start = (position * length).to(torch.int64) - self.size // 2
             edges += [start.clamp(min=0), (start + self.size).clamp(max=length)]
         hole = torch.stack(edges, dim=1) * is_cut[:, None]
-        return dataclasses.replace(BatchPlan.nothing(n_images, device), hole=hole)
+        return dataclasses.replace(BatchPlan.nothing(n_images, device), hole=hole, has_holes=True)
 
 
 def cutout(

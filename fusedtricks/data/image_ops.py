@@ -6,8 +6,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from fusedtricks.data.checks import check_images, check_interval, check_number, check_whole
-from fusedtricks.data.drawing import device_of, moved, uniform
+from fusedtricks._checks import check_number, check_whole
+from fusedtricks._host import moved
+from fusedtricks.data.checks import check_images, check_interval
+from fusedtricks.data.drawing import device_of, uniform
 from fusedtricks.data.layout import same_layout
 
 __all__ = ["add_noise", "random_affine", "random_flip", "random_shift"]

@@ -7,8 +7,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Generator, Tensor
 
+from fusedtricks._checks import check_number
 from fusedtricks.data.batch_tricks import BatchTrick
-from fusedtricks.data.checks import check_number
 from fusedtricks.data.drawing import device_of
 from fusedtricks.data.plan import BatchPlan
 from fusedtricks.targets import Targets
@@ -135,7 +135,7 @@ class CutMix(_Mix):
             for edge in (centre - half, centre + half):
                 edges.append((edge * length).round().clamp(0, length))
         patch = torch.stack(edges, dim=1).to(torch.int64).expand(n_images, 4).contiguous()
-        return dataclasses.replace(plan, patch=patch)
+        return dataclasses.replace(plan, patch=patch, has_patches=plan.is_mixed)
 
 
 def mixup(

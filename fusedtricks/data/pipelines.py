@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fusedtricks import _extras
-from fusedtricks.data.checks import check_interval, check_pair, check_whole
+from fusedtricks._checks import check_whole
+from fusedtricks.data.checks import check_interval, check_pair, checked_normalisation
 from fusedtricks.data.colour import HSVJitter, PCANoise
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "imagenet_eval_transform", "imagenet_train_transform"]
@@ -43,7 +44,7 @@ def imagenet_train_transform(
         jitter: Smallest and largest factor of `HSVJitter`. Default (0.6, 1.4).
         noise_std: Standard deviation of `PCANoise`. Default 0.1.
         mean: Subtracted from red, green and blue in [0, 1]. Default ImageNet's.
-        std: What they are then divided by. Default ImageNet's.
+        std: What they are then divided by, above 0. Default ImageNet's.
 
     Returns:
         A picklable transform from a PIL image, or a uint8 tensor of shape (3, H, W), to a float32
@@ -52,7 +53,7 @@ def imagenet_train_transform(
 
     Raises:
         MissingExtraError: If torchvision cannot be imported.
-        ValueError: If size, area, a factor or noise_std is out of range.
+        ValueError: If size, area, a factor, noise_std, mean or std is out of range.
         TypeError: If one of them is of another kind.
 
     Example:
@@ -67,6 +68,7 @@ def imagenet_train_transform(
     check_whole("imagenet_train_transform", "size", size, low=1)
     check_interval("imagenet_train_transform", "area", area, high=1)
     check_pair("imagenet_train_transform", "jitter", jitter)
+    mean, std = checked_normalisation("imagenet_train_transform", mean, std, n_channels=3)
     v2 = _extras.require("torchvision.transforms.v2")
     return v2.Compose(
         [
@@ -98,7 +100,7 @@ def imagenet_eval_transform(
         size: Height and width of the result in pixels, at least 1. Default 224.
         resize: Length of the shorter side before, in pixels. Default 256.
         mean: Subtracted from red, green and blue in [0, 1]. Default ImageNet's.
-        std: What they are then divided by. Default ImageNet's.
+        std: What they are then divided by, above 0. Default ImageNet's.
 
     Returns:
         A picklable transform from a PIL image, or a uint8 tensor of shape (3, H, W), to a float32
@@ -107,8 +109,8 @@ def imagenet_eval_transform(
 
     Raises:
         MissingExtraError: If torchvision cannot be imported.
-        ValueError: If size is larger than resize or below 1.
-        TypeError: If size or resize is no whole number.
+        ValueError: If size is larger than resize or below 1, or mean or std is out of range.
+        TypeError: If size or resize is no whole number, or mean or std no sequence of numbers.
 
     Example:
         >>> transform = imagenet_eval_transform(160, resize=182)
@@ -124,6 +126,7 @@ def imagenet_eval_transform(
             f"imagenet_eval_transform: expected size of at most resize={resize}, got {size}; the "
             "crop would stick out of the image"
         )
+    mean, std = checked_normalisation("imagenet_eval_transform", mean, std, n_channels=3)
     v2 = _extras.require("torchvision.transforms.v2")
     return v2.Compose(
         [

@@ -1,14 +1,22 @@
 """What happens to each image of a batch: drawn once, then carried out by torch or by one kernel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fusedtricks.data.drawing import moved
+from fusedtricks._host import extremes, moved
 from fusedtricks.targets import Targets
 
-__all__ = ["BatchPlan", "inside_boxes"]
+__all__ = ["BatchPlan", "check_plan", "inside_boxes"]
+
+# Shape after the number of images, and dtype.
+_TENSORS = {
+    "partner": ((), torch.int64),
+    "own_share": ((), torch.float32),
+    "patch": ((4,), torch.int64),
+    "hole": ((4,), torch.int64),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +38,8 @@ class BatchPlan:
         hole: Shape (N, 4), int64: the box that is filled.
         is_mixed: Whether partners may matter; if False, `own_share` is 1 and `patch` empty
             throughout, known without a look at the device. Default True.
+        has_patches: Whether a patch may be there; if False, all are empty. Default True.
+        has_holes: Whether a hole may be there; if False, all are empty. Default True.
     """
 
     partner: Tensor
@@ -37,12 +47,14 @@ class BatchPlan:
     patch: Tensor
     hole: Tensor
     is_mixed: bool = True
+    has_patches: bool = True
+    has_holes: bool = True
 
     @classmethod
     def nothing(cls, n_images: int, device: torch.device | str = "cpu") -> "BatchPlan":
         """Return the plan that leaves `n_images` images as they are.
 
-        Its `is_mixed` is False: who replaces `partner`, `own_share` or `patch` replaces it too.
+        Its flags are False: who replaces a tensor replaces the flags that speak of it too.
         """
         return cls(
             torch.arange(n_images, device=device),
@@ -50,6 +62,8 @@ class BatchPlan:
             torch.zeros(n_images, 4, dtype=torch.int64, device=device),
             torch.zeros(n_images, 4, dtype=torch.int64, device=device),
             is_mixed=False,
+            has_patches=False,
+            has_holes=False,
         )
 
     def __len__(self) -> int:
@@ -58,9 +72,9 @@ class BatchPlan:
 
     def to(self, device: torch.device | str) -> "BatchPlan":
         """Return the plan on a device; nothing waits on the way from the CPU to a GPU."""
-        tensors = (self.partner, self.own_share, self.patch, self.hole)
-        on_device = (moved(tensor, torch.device(device)) for tensor in tensors)
-        return BatchPlan(*on_device, is_mixed=self.is_mixed)
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        device = torch.device(device)
+        return replace(self, **{name: moved(tensor, device) for name, tensor in tensors.items()})
 
     def mix_targets(self, targets: Targets, height: int, width: int) -> Targets:
         """Return the targets of the images that the plan makes.
@@ -87,6 +101,30 @@ class BatchPlan:
         rows, columns = inside_boxes(plan.patch, height, width)
         patch_share = rows.sum(dim=1) * columns.sum(dim=1) / max(height * width, 1)
         return targets.mix(plan.partner, plan.own_share * (1 - patch_share))
+
+
+def check_plan(what: str, plan: BatchPlan, n_images: int) -> None:
+    """Refuse what is no plan of so many images.
+
+    Raises:
+        TypeError: If it is no plan.
+        ValueError: If it is of another number of images, a shape or a dtype does not fit, or, on
+            the CPU, a partner is none of the images.
+    """
+    if not isinstance(plan, BatchPlan):
+        raise TypeError(f"{what}: expected a BatchPlan, got {type(plan).__name__}")
+    if len(plan) != n_images:
+        raise ValueError(f"{what}: expected a plan of {n_images} images, got one of {len(plan)}")
+    for name, (rest, dtype) in _TENSORS.items():
+        tensor = getattr(plan, name)
+        if tensor.shape != (n_images, *rest) or tensor.dtype != dtype:
+            raise ValueError(
+                f"{what}: expected {name} of the plan to be {dtype} of shape "
+                f"{[n_images, *rest]}, got {tensor.dtype} of {list(tensor.shape)}"
+            )
+    for partner in extremes(plan.partner) or ():
+        if not 0 <= partner < n_images:
+            raise ValueError(f"{what}: expected partners from 0 to {n_images - 1}, got {partner}")
 
 
 def inside_boxes(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,13 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Generator, Tensor
 
+from fusedtricks._checks import check_number
+from fusedtricks._host import moved
 from fusedtricks.data import prepare_op
 from fusedtricks.data.applying import planned_images
 from fusedtricks.data.batch_tricks import BatchTrick
-from fusedtricks.data.checks import check_images, check_number
-from fusedtricks.data.drawing import moved
-from fusedtricks.data.plan import BatchPlan
+from fusedtricks.data.checks import check_images, checked_normalisation
+from fusedtricks.data.plan import BatchPlan, check_plan
 from fusedtricks.targets import Targets, as_targets
 
 __all__ = ["BatchPreparation", "prepare_batch"]
@@ -77,7 +78,7 @@ def prepare_batch(
         (torch.float32, True)
     """
     _check_bytes("prepare_batch", images)
-    mean, std = _checked_normalisation("prepare_batch", mean, std)
+    mean, std = checked_normalisation("prepare_batch", mean, std)
     _check_result("prepare_batch", dtype, memory_format, backend)
     check_number("prepare_batch", "fill", fill, low=-math.inf)
     n_images, n_channels, height, width = images.shape
@@ -91,7 +92,7 @@ def prepare_batch(
     if targets is not None and len(targets) != n_images:
         raise ValueError(f"prepare_batch: expected {n_images} targets, got {len(targets)}")
     if plan is not None:
-        _check_plan(plan, n_images)
+        check_plan("prepare_batch", plan, n_images)
         plan = prepare_op.on_device(plan, images.device)
         targets = None if targets is None else plan.mix_targets(targets, height, width)
     if not with_kernel:
@@ -140,7 +141,7 @@ class BatchPreparation:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        mean, std = _checked_normalisation("BatchPreparation", self.mean, self.std)
+        mean, std = checked_normalisation("BatchPreparation", self.mean, self.std)
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
         _check_result("BatchPreparation", self.dtype, self.memory_format, self.backend)
@@ -216,23 +217,6 @@ def _check_bytes(what: str, images: Tensor) -> None:
         )
 
 
-def _checked_normalisation(
-    what: str, mean: Sequence[float], std: Sequence[float]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    for name, values in (("mean", mean), ("std", std)):
-        if not isinstance(values, Sequence):
-            raise TypeError(f"{what}: expected {name} to be a sequence of numbers, got {values!r}")
-        for value in values:
-            check_number(what, name, value, low=-math.inf)
-    if len(mean) != len(std):
-        raise ValueError(
-            f"{what}: expected as many values of mean as of std, got {len(mean)} and {len(std)}"
-        )
-    if any(value <= 0 for value in std):
-        raise ValueError(f"{what}: expected std above 0, got {list(std)}")
-    return tuple(map(float, mean)), tuple(map(float, std))
-
-
 def _check_result(
     what: str, dtype: torch.dtype, memory_format: torch.memory_format, backend: str
 ) -> None:
@@ -244,33 +228,3 @@ def _check_result(
         if value not in allowed:
             choices = ", ".join(map(str, allowed))
             raise ValueError(f"{what}: expected {name} to be one of {choices}, got {value!r}")
-
-
-def _check_plan(plan: BatchPlan, n_images: int) -> None:
-    if not isinstance(plan, BatchPlan):
-        raise TypeError(f"prepare_batch: expected a BatchPlan, got {type(plan).__name__}")
-    if len(plan) != n_images:
-        raise ValueError(
-            f"prepare_batch: expected a plan of {n_images} images, got one of {len(plan)}"
-        )
-    for name, shape, dtype in (
-        ("partner", (n_images,), torch.int64),
-        ("own_share", (n_images,), torch.float32),
-        ("patch", (n_images, 4), torch.int64),
-        ("hole", (n_images, 4), torch.int64),
-    ):
-        tensor = getattr(plan, name)
-        if tensor.shape != shape or tensor.dtype != dtype:
-            raise ValueError(
-                f"prepare_batch: expected {name} of the plan to be {dtype} of shape {list(shape)}, "
-                f"got {tensor.dtype} of {list(tensor.shape)}"
-            )
-    # On a GPU a look would wait; the kernel reads no memory outside of the batch all the same.
-    if n_images == 0 or plan.partner.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    lowest, highest = plan.partner.aminmax()
-    if lowest < 0 or highest >= n_images:
-        raise ValueError(
-            f"prepare_batch: expected partners from 0 to {n_images - 1}, got {int(lowest)} to "
-            f"{int(highest)}"
-        )

@@ -85,8 +85,8 @@ def run(
     """Return the prepared images; the plan lies on their device."""
     mix: tuple[Tensor | None, ...] = (None, None, None)
     if plan is not None and plan.is_mixed:
-        mix = (plan.partner, plan.own_share, plan.patch)
-    hole = None if plan is None else plan.hole
+        mix = (plan.partner, plan.own_share, plan.patch if plan.has_patches else None)
+    hole = plan.hole if plan is not None and plan.has_holes else None
     op = torch.ops.fusedtricks_triton.prepare_batch
     return op(images, *mix, hole, mean, std, fill, dtype, is_channels_last)
 

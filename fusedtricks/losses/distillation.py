@@ -5,9 +5,14 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fusedtricks.losses._arguments import check_number, check_reduction, checked_logits
-from fusedtricks.losses.penalties import reduction_of_softmax_loss
-from fusedtricks.losses.softmax_loss import cross_entropy
+from fusedtricks._checks import check_number
+from fusedtricks.losses._arguments import (
+    check_reduction,
+    checked_logits,
+    reduced,
+)
+from fusedtricks.losses.penalties import reduction_of_softmax_loss, unwrapped
+from fusedtricks.losses.softmax_loss import cross_entropies
 from fusedtricks.targets import Targets
 
 __all__ = ["DistillationLoss", "distillation_loss"]
@@ -41,7 +46,7 @@ def distillation_loss(
 
     Raises:
         ValueError: If shapes differ, or an option is out of range.
-        TypeError: If logits are not floating point.
+        TypeError: If logits are no tensor or not floating point, or an option is no number.
 
     Example:
         >>> import torch
@@ -52,7 +57,8 @@ def distillation_loss(
     """
     check_reduction("distillation_loss", reduction)
     check_number("distillation_loss", "temperature", temperature, above=0)
-    student_logits = checked_logits("distillation_loss", student_logits)
+    student_logits = checked_logits("distillation_loss", student_logits, "student_logits")
+    teacher_logits = checked_logits("distillation_loss", teacher_logits, "teacher_logits")
     if teacher_logits.shape != student_logits.shape:
         raise ValueError(
             f"distillation_loss: expected teacher_logits of the student's shape "
@@ -60,8 +66,8 @@ def distillation_loss(
         )
     teacher_logits = teacher_logits.detach().to(student_logits.dtype)
     teacher = functional.softmax(teacher_logits / temperature, dim=1)
-    soft_loss = cross_entropy(student_logits / temperature, teacher, reduction=reduction)
-    return temperature**2 * soft_loss
+    losses = cross_entropies(student_logits / temperature, Targets(teacher), 0)
+    return temperature**2 * reduced(losses, reduction)
 
 
 class DistillationLoss(nn.Module):
@@ -84,7 +90,8 @@ class DistillationLoss(nn.Module):
     Raises:
         ValueError: If an option is out of range.
         TypeError: If `loss` is a binary cross-entropy: the logits of one student would be those of
-            K sigmoids in one part and of a softmax in the other.
+            K sigmoids in one part and of a softmax in the other. If it takes log-probabilities, as
+            NLLLoss does, or is a class; or if an option is no number.
 
     Example:
         >>> from fusedtricks.losses import CrossEntropyLoss
@@ -107,14 +114,21 @@ class DistillationLoss(nn.Module):
         soft_weight: float = 1.0,
     ) -> None:
         reduction = reduction_of_softmax_loss("DistillationLoss", loss)
+        inner = unwrapped(loss)
+        if isinstance(inner, nn.NLLLoss) or inner is functional.nll_loss:
+            name = getattr(inner, "__name__", type(inner).__name__)
+            raise TypeError(
+                f"DistillationLoss: expected a loss of logits, got {name}, which takes "
+                "log-probabilities; use CrossEntropyLoss"
+            )
         check_number("DistillationLoss", "temperature", temperature, above=0)
-        check_number("DistillationLoss", "hard_weight", hard_weight, at_least=0)
-        check_number("DistillationLoss", "soft_weight", soft_weight, at_least=0)
+        check_number("DistillationLoss", "hard_weight", hard_weight, low=0)
+        check_number("DistillationLoss", "soft_weight", soft_weight, low=0)
         super().__init__()
         self.loss = loss
-        self.temperature = temperature
-        self.hard_weight = hard_weight
-        self.soft_weight = soft_weight
+        self.temperature = float(temperature)
+        self.hard_weight = float(hard_weight)
+        self.soft_weight = float(soft_weight)
         self.reduction = reduction
 
     def forward(

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed, nn
 
-from fusedtricks.losses._arguments import check_number
+from fusedtricks._checks import check_number, check_tensor
+from fusedtricks._host import moved
 
 __all__ = ["Flooding"]
 
@@ -24,7 +25,8 @@ class Flooding(nn.Module):
 
     Accumulation: `flooding.add(loss)` for every micro-batch, then `flooding.flip_(parameters)`
     before the step. The sign is known only at the end, when it multiplies the gradients. All of a
-    gradient must come from losses that were added. Scaled gradients may stay scaled.
+    gradient must come from losses that were added. Scaled gradients may stay scaled. An update that
+    is given up halfway needs `flooding.reset()`.
 
     At L == level the gradient is 0, as that of torch.abs. A NaN anywhere makes all NaN. The host
     never waits for a GPU. In evaluation mode, a loss comes back as it is. `loss` is what to log,
@@ -45,6 +47,7 @@ class Flooding(nn.Module):
     Raises:
         ValueError: If an option is out of range, or `level` is not above a positive
             `smallest_loss`.
+        TypeError: If one is no number.
 
     Example:
         >>> flooding = Flooding(0.08)
@@ -69,16 +72,16 @@ class Flooding(nn.Module):
         smallest_loss: float = 0.0,
         process_group: distributed.ProcessGroup | None = None,
     ) -> None:
-        check_number("Flooding", "level", level, at_least=0)
-        check_number("Flooding", "smallest_loss", smallest_loss, at_least=0)
+        check_number("Flooding", "level", level, low=0)
+        check_number("Flooding", "smallest_loss", smallest_loss, low=0)
         if smallest_loss > 0 and level <= smallest_loss:
             raise ValueError(
                 f"Flooding: expected level above smallest_loss={smallest_loss}, got {level}; the "
                 "loss cannot fall below it, so that flooding would never act"
             )
         super().__init__()
-        self.level = level
-        self.smallest_loss = smallest_loss
+        self.level = float(level)
+        self.smallest_loss = float(smallest_loss)
         self.process_group = process_group
         self.loss = torch.tensor(torch.nan)
         self._added: Tensor | None = None
@@ -86,18 +89,26 @@ class Flooding(nn.Module):
     def forward(self, loss: Tensor) -> Tensor:
         """Return the flooded loss of an update that is one batch, a scalar.
 
-        In evaluation mode, return the loss itself.
+        In evaluation mode, return the loss itself, remember nothing and ask no other process.
 
         Args:
             loss: Mean loss of this process, a floating point scalar.
 
         Raises:
+            RuntimeError: If losses were added, and neither flipped nor forgotten.
             ValueError: If it is no scalar.
+            TypeError: If it is no tensor.
         """
         _check_scalar(loss)
-        self.loss = self._global_mean(loss.detach())
+        # Before any exchange: a validation may be that of one process alone.
         if not self.training:
             return loss
+        if self._added is not None:
+            raise RuntimeError(
+                "Flooding: the update of the losses that were added is not over; call "
+                "flip_(parameters) before its step, or reset() if there is none"
+            )
+        self.loss = self._global_mean(loss.detach())
         return self._sign() * (loss - self.level) + self.level
 
     def add(self, loss: Tensor) -> Tensor:
@@ -109,11 +120,16 @@ class Flooding(nn.Module):
 
         Raises:
             ValueError: If it is no scalar.
+            TypeError: If it is no tensor.
         """
         _check_scalar(loss)
         added = _wide(loss.detach())
         self._added = added if self._added is None else self._added + added
         return loss
+
+    def reset(self) -> None:
+        """Forget what was added since the last `flip_`: of an update that takes no step."""
+        self._added = None
 
     @torch.no_grad()
     def flip_(self, parameters: Tensor | Iterable[Tensor]) -> None:
@@ -144,7 +160,7 @@ class Flooding(nn.Module):
         for grad in grads:
             by_device.setdefault(grad.device, []).append(grad)
         for device, of_device in by_device.items():
-            torch._foreach_mul_(of_device, sign.to(device, non_blocking=True))
+            torch._foreach_mul_(of_device, moved(sign, device))
 
     def extra_repr(self) -> str:
         """Return the options."""
@@ -165,6 +181,7 @@ class Flooding(nn.Module):
 
 
 def _check_scalar(loss: Tensor) -> None:
+    check_tensor("Flooding", "loss", loss)
     if loss.ndim != 0:
         raise ValueError(
             f"Flooding: expected the mean loss, a scalar, got shape {list(loss.shape)}; use "

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fusedtricks._checks import check_number
 from fusedtricks.losses._arguments import (
-    check_number,
     check_reduction,
     checked_logits,
     reduced,
@@ -16,13 +16,25 @@ from fusedtricks.losses._arguments import (
 from fusedtricks.losses.sigmoid_loss import BinaryCrossEntropyLoss, binary_cross_entropy
 from fusedtricks.targets import Targets
 
-__all__ = ["ConfidencePenalty", "confidence_penalty", "darc1_penalty", "reduction_of_softmax_loss"]
+__all__ = [
+    "ConfidencePenalty",
+    "confidence_penalty",
+    "darc1_penalty",
+    "reduction_of_softmax_loss",
+    "unwrapped",
+]
 
-_SIGMOID_LOSSES = (BinaryCrossEntropyLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
+_SIGMOID_LOSSES = (
+    BinaryCrossEntropyLoss,
+    nn.BCEWithLogitsLoss,
+    nn.BCELoss,
+    nn.MultiLabelSoftMarginLoss,
+)
 _SIGMOID_FUNCTIONS = (
     binary_cross_entropy,
     functional.binary_cross_entropy_with_logits,
     functional.binary_cross_entropy,
+    functional.multilabel_soft_margin_loss,
 )
 
 
@@ -86,7 +98,8 @@ class ConfidencePenalty(nn.Module):
     Raises:
         ValueError: If an option is out of range.
         TypeError: If `loss` is a binary cross-entropy. Its outputs are K probabilities, not one
-            distribution over K classes, and have no entropy of that kind.
+            distribution over K classes, and have no entropy of that kind. If it is a class; or if
+            an option is no number.
 
     Example:
         >>> from fusedtricks.losses import CrossEntropyLoss
@@ -107,12 +120,12 @@ class ConfidencePenalty(nn.Module):
         threshold: float | None = None,
     ) -> None:
         reduction = reduction_of_softmax_loss("ConfidencePenalty", loss)
-        check_number("ConfidencePenalty", "beta", beta, at_least=0)
+        check_number("ConfidencePenalty", "beta", beta, low=0)
         _check_threshold("ConfidencePenalty", threshold)
         super().__init__()
         self.loss = loss
-        self.beta = beta
-        self.threshold = threshold
+        self.beta = float(beta)
+        self.threshold = None if threshold is None else float(threshold)
         self.reduction = reduction
 
     def forward(self, logits: Tensor, targets: Tensor | Targets) -> Tensor:
@@ -157,15 +170,18 @@ def reduction_of_softmax_loss(what: str, loss: Callable[..., Tensor]) -> str:
 
     Raises:
         ValueError: If the reduction does not exist.
-        TypeError: If `loss` is one of them, or no function.
+        TypeError: If `loss` is one of them, a class, or no function.
     """
     if not callable(loss):
         raise TypeError(f"{what}: expected loss to be a function or module, got {loss!r}")
-    options, called = {}, loss
-    if isinstance(loss, functools.partial):
-        options, called = loss.keywords, loss.func
-    # torch.compile wraps a module in the one way and a function in the other.
-    inner = getattr(called, "_orig_mod", getattr(called, "__wrapped__", called))
+    is_partial = isinstance(loss, functools.partial)
+    options, called = (loss.keywords, loss.func) if is_partial else ({}, loss)
+    inner = unwrapped(loss)
+    if isinstance(inner, type):
+        raise TypeError(
+            f"{what}: expected loss to be a function or module, got the class {inner.__name__}; "
+            f"call it: {inner.__name__}()"
+        )
     if isinstance(inner, _SIGMOID_LOSSES) or any(inner is each for each in _SIGMOID_FUNCTIONS):
         name = getattr(inner, "__name__", type(inner).__name__)
         raise TypeError(
@@ -175,6 +191,13 @@ def reduction_of_softmax_loss(what: str, loss: Callable[..., Tensor]) -> str:
     reduction = options.get("reduction", getattr(called, "reduction", "mean"))
     check_reduction(what, reduction)
     return reduction
+
+
+def unwrapped(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the loss inside functools.partial and torch.compile."""
+    called = loss.func if isinstance(loss, functools.partial) else loss
+    # torch.compile wraps a module in the one way and a function in the other.
+    return getattr(called, "_orig_mod", getattr(called, "__wrapped__", called))
 
 
 def _check_threshold(what: str, threshold: float | None) -> None:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fusedtricks._checks import check_bool, check_number
 from fusedtricks.losses._arguments import (
     check_reduction,
     checked_logits,
@@ -40,7 +41,7 @@ def binary_cross_entropy(
     Args:
         logits: Shape (N, K), floating point; 16 bits are computed with in float32.
         targets: Labels, shape (N,), of an integer dtype, 0 to K - 1; or probabilities, shape
-            (N, K), floating point; or `Targets`.
+            (N, K), floating point, of any sum; or `Targets`.
         label_smoothing: Share of the probability given to all classes alike, in [0, 1]. Default 0.
         threshold: Targets above it become 1 and the others 0, in [0, 1), such as 0.2.
             Default None, targets stay as they are.
@@ -53,10 +54,11 @@ def binary_cross_entropy(
 
     Raises:
         ValueError: If shapes do not fit; an option is out of range; a label is out of range, on the
-            CPU (a GPU traps); `targets` are, or may be, smoothed already and label_smoothing is
-            above 0; or smoothing, here or in `targets`, meets a threshold, which would undo it. A
-            plain tensor of probabilities, as of timm's Mixup, does not say whether it is smoothed,
-            so it raises too, with either: `Targets(probabilities)` says that it is not.
+            CPU (a GPU traps); probabilities are outside [0, 1], on the CPU; `targets` are, or may
+            be, smoothed already and label_smoothing is above 0; or smoothing, here or in
+            `targets`, meets a threshold, which would undo it. A plain tensor of probabilities, as
+            of timm's Mixup, does not say whether it is smoothed, so it raises too, with either:
+            `Targets(probabilities)` says that it is not.
         TypeError: If a dtype does not fit.
 
     Example:
@@ -68,11 +70,13 @@ def binary_cross_entropy(
 
     Source: Wightman et al. 2021, "ResNet strikes back: An improved training procedure in timm".
     """
-    _check_options("binary_cross_entropy", label_smoothing, threshold, reduction)
+    _check_options("binary_cross_entropy", label_smoothing, threshold, sum_classes, reduction)
     logits = checked_logits("binary_cross_entropy", logits)
     if threshold is not None:
         _refuse_smoothed("binary_cross_entropy", threshold, targets)
-    targets = checked_targets("binary_cross_entropy", logits, targets, label_smoothing)
+    targets = checked_targets(
+        "binary_cross_entropy", logits, targets, label_smoothing, sum_to_one=False
+    )
     if label_smoothing > 0:
         targets = targets.smooth(label_smoothing, logits.shape[1])
     q = targets.probabilities(logits.shape[1]).to(logits.dtype)
@@ -93,6 +97,7 @@ class BinaryCrossEntropyLoss(nn.Module):
 
     Raises:
         ValueError: If an option is out of range, or there is smoothing and a threshold.
+        TypeError: If one is of another type.
 
     Example:
         >>> import torch
@@ -110,10 +115,10 @@ class BinaryCrossEntropyLoss(nn.Module):
         sum_classes: bool = False,
         reduction: str = "mean",
     ) -> None:
-        _check_options("BinaryCrossEntropyLoss", label_smoothing, threshold, reduction)
+        _check_options("BinaryCrossEntropyLoss", label_smoothing, threshold, sum_classes, reduction)
         super().__init__()
-        self.label_smoothing = label_smoothing
-        self.threshold = threshold
+        self.label_smoothing = float(label_smoothing)
+        self.threshold = None if threshold is None else float(threshold)
         self.sum_classes = sum_classes
         self.reduction = reduction
 
@@ -137,12 +142,18 @@ class BinaryCrossEntropyLoss(nn.Module):
 
 
 def _check_options(
-    what: str, label_smoothing: float, threshold: float | None, reduction: str
+    what: str,
+    label_smoothing: float,
+    threshold: float | None,
+    sum_classes: bool,
+    reduction: str,
 ) -> None:
     check_smoothing(what, label_smoothing)
+    check_bool(what, "sum_classes", sum_classes)
     check_reduction(what, reduction)
     if threshold is None:
         return
+    check_number(what, "threshold", threshold)
     if not 0 <= threshold < 1:
         raise ValueError(f"{what}: expected threshold in [0, 1), got {threshold}")
     _refuse_threshold(what, threshold, label_smoothing)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fusedtricks._checks import check_whole
 from fusedtricks.losses._arguments import (
     check_reduction,
     checked_logits,
@@ -14,7 +15,7 @@ from fusedtricks.losses._arguments import (
 )
 from fusedtricks.targets import Targets, check_smoothing
 
-__all__ = ["CrossEntropyLoss", "cross_entropy", "smallest_cross_entropy"]
+__all__ = ["CrossEntropyLoss", "cross_entropies", "cross_entropy", "smallest_cross_entropy"]
 
 
 def cross_entropy(
@@ -48,7 +49,7 @@ def cross_entropy(
     Args:
         logits: Shape (N, K), floating point.
         targets: Labels, shape (N,), of an integer dtype, 0 to K - 1; or probabilities, shape
-            (N, K), floating point; or `Targets`.
+            (N, K), floating point, rows sum to 1; or `Targets`.
         label_smoothing: Share of the probability given to all classes alike, in [0, 1]. Default 0.
         reduction: "none" for shape (N,), "mean" or "sum" for a scalar. Default "mean", which is NaN
             for an empty batch.
@@ -58,9 +59,10 @@ def cross_entropy(
 
     Raises:
         ValueError: If shapes do not fit; an option is out of range; a label is out of range, on the
-            CPU (a GPU traps); or `targets` are smoothed already and label_smoothing is above 0. A
-            plain tensor of probabilities does not say, so it raises too:
-            `Targets(probabilities)` says that they are not smoothed.
+            CPU (a GPU traps); probabilities are outside [0, 1] or do not sum to 1, on the CPU; or
+            `targets` are smoothed already and label_smoothing is above 0. A plain tensor of
+            probabilities does not say, so it raises too: `Targets(probabilities)` says that they
+            are not smoothed.
         TypeError: If a dtype does not fit.
 
     Example:
@@ -74,7 +76,12 @@ def cross_entropy(
     """
     check_reduction("cross_entropy", reduction)
     logits = checked_logits("cross_entropy", logits)
-    targets = checked_targets("cross_entropy", logits, targets, label_smoothing)
+    targets = checked_targets("cross_entropy", logits, targets, label_smoothing, sum_to_one=True)
+    return reduced(cross_entropies(logits, targets, label_smoothing), reduction)
+
+
+def cross_entropies(logits: Tensor, targets: Targets, label_smoothing: float) -> Tensor:
+    """Return the losses of `cross_entropy`, shape (N,), for arguments that were checked."""
     log_p = functional.log_softmax(logits, dim=1)
     of_classes = log_p if targets.classes is None else log_p.gather(1, targets.classes)
     weights = targets.weights.to(log_p.dtype)
@@ -84,7 +91,7 @@ def cross_entropy(
     losses = -(weights * of_classes).sum(dim=1)
     if label_smoothing > 0:
         losses = (1 - label_smoothing) * losses - label_smoothing * log_p.mean(dim=1)
-    return reduced(losses, reduction)
+    return losses
 
 
 class CrossEntropyLoss(nn.Module):
@@ -109,7 +116,7 @@ class CrossEntropyLoss(nn.Module):
         check_smoothing("CrossEntropyLoss", label_smoothing)
         check_reduction("CrossEntropyLoss", reduction)
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = float(label_smoothing)
         self.reduction = reduction
 
     def forward(self, logits: Tensor, targets: Tensor | Targets) -> Tensor:
@@ -139,6 +146,7 @@ def smallest_cross_entropy(label_smoothing: float, n_classes: int) -> float:
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If one is no number, or n_classes is not whole.
 
     Example:
         >>> round(smallest_cross_entropy(0.1, 1000), 4)
@@ -147,10 +155,8 @@ def smallest_cross_entropy(label_smoothing: float, n_classes: int) -> float:
     Source: The entropy of the targets q' of Szegedy et al. 2016, as of `cross_entropy`.
     """
     check_smoothing("smallest_cross_entropy", label_smoothing)
-    if n_classes < 1:
-        raise ValueError(
-            f"smallest_cross_entropy: expected n_classes of at least 1, got {n_classes}"
-        )
+    check_whole("smallest_cross_entropy", "n_classes", n_classes, 1)
+    label_smoothing, n_classes = float(label_smoothing), int(n_classes)
     rest = label_smoothing / n_classes
     top = 1 - (n_classes - 1) * rest
     if rest == 0:

@@ -6,9 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fusedtricks._checks import check_module, check_tensor, check_whole
 from fusedtricks.targets import Targets, as_targets
 
 __all__ = ["TeacherCache"]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# A state is checked in parts of about this many logits, so that no second one lies in memory.
+_PART = 2**22
 
 
 class TeacherCache:
@@ -22,7 +27,7 @@ class TeacherCache:
 
     It takes `size_bytes` = n_samples * (n_classes * dtype.itemsize + 1) bytes, for the 1,281,167
     images and 1000 classes of ImageNet 5.1 GB in float32. float16 halves that, rounds logits by up
-    to 0.05 % and holds none above 65504.
+    to 0.05 % and holds none beyond 65504 and -65504.
 
     Which samples are new is decided on the CPU: indices on a GPU make it wait, and so does what
     moves between a GPU and a cache on the CPU. Each process has its own cache. With several, and
@@ -34,7 +39,8 @@ class TeacherCache:
             back afterwards. Its weights must not change.
         n_samples: Number of samples in the dataset.
         n_classes: K.
-        dtype: Of the kept and returned logits. Default float32.
+        dtype: Of the kept and returned logits: float16, bfloat16, float32 or float64. Default
+            float32.
         device: Where they are kept. Default "cpu".
 
     Attributes:
@@ -42,7 +48,7 @@ class TeacherCache:
 
     Raises:
         ValueError: If a number is below 1.
-        TypeError: If `dtype` is not floating point.
+        TypeError: If `dtype` is another one, `teacher` no module, or a number not whole.
 
     Example:
         >>> teacher = nn.Linear(4, 3)
@@ -64,13 +70,12 @@ class TeacherCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if n_samples < 1 or n_classes < 1:
-            raise ValueError(
-                f"TeacherCache: expected n_samples and n_classes of at least 1, got {n_samples} "
-                f"and {n_classes}"
-            )
-        if not dtype.is_floating_point:
-            raise TypeError(f"TeacherCache: expected a floating point dtype, got {dtype}")
+        check_module("TeacherCache", "teacher", teacher)
+        check_whole("TeacherCache", "n_samples", n_samples, 1)
+        check_whole("TeacherCache", "n_classes", n_classes, 1)
+        if dtype not in _DTYPES:
+            choices = ", ".join(map(str, _DTYPES))
+            raise TypeError(f"TeacherCache: expected dtype to be one of {choices}, got {dtype}")
         self.teacher = teacher
         # Made in inference mode, they could not be written to outside of it.
         with torch.inference_mode(False):
@@ -96,9 +101,9 @@ class TeacherCache:
 
         Raises:
             ValueError: If the images are, or may be, mixed; if shapes do not fit; if an index is
-                out of range; or, for a cache on the CPU, if the teacher's logits are NaN or larger
-                than `dtype` can hold.
-            TypeError: If a dtype does not fit.
+                out of range; or, for a cache on the CPU, if the teacher's logits are NaN or beyond
+                what `dtype` can hold; -inf, of a class that the teacher rules out, is held.
+            TypeError: If a dtype does not fit, or something is no tensor.
         """
         # As a decorator, it would make the import of this module that of the compiler.
         if torch.compiler.is_compiling():
@@ -106,6 +111,8 @@ class TeacherCache:
         return self._lookup(inputs, indices, targets)
 
     def _lookup(self, inputs: Tensor, indices: Tensor, targets: Tensor | Targets) -> Tensor:
+        check_tensor("TeacherCache", "inputs", inputs)
+        check_tensor("TeacherCache", "indices", indices)
         _refuse_mixed(targets, len(inputs))
         indices = self._checked_indices(inputs, indices)
         with torch.inference_mode(False), torch.no_grad():
@@ -122,10 +129,18 @@ class TeacherCache:
         """Take over what another cache of the same numbers of samples and classes has kept.
 
         Raises:
-            ValueError: If it is the state of something else, or has logits that are NaN or larger
-                than this cache's dtype can hold; nothing has changed then.
-            TypeError: If its dtypes are those of something else; nothing has changed then.
+            ValueError: If it is the state of something else, or has logits that are NaN or beyond
+                what this cache's `dtype` can hold; nothing has changed then.
+            TypeError: If it is no mapping of tensors, or its dtypes are those of something else;
+                nothing has changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"TeacherCache: expected state_dict to be what state_dict() returns, got "
+                f"{type(state_dict).__name__}"
+            )
+        for name, value in state_dict.items():
+            check_tensor("TeacherCache", f"state_dict[{name!r}]", value)
         own = self.state_dict()
         shapes = {name: list(value.shape) for name, value in state_dict.items()}
         expected = {name: list(value.shape) for name, value in own.items()}
@@ -137,8 +152,8 @@ class TeacherCache:
                 f"TeacherCache: expected a state with logits of a floating point dtype and "
                 f"is_known of torch.bool, got {logits.dtype} and {is_known.dtype}"
             )
-        logits = logits.to(self._logits.dtype)
-        _refuse_overflow(logits)
+        for part in logits.split(max(1, _PART // logits.shape[1])):
+            _refuse_overflow(part, part.to(self._logits.dtype))
         self._logits.copy_(logits)
         self._is_known.copy_(is_known)
 
@@ -166,28 +181,33 @@ class TeacherCache:
             inputs, indices = inputs[new.to(inputs.device)], indices[new]
         with _evaluating(self.teacher):
             logits = self.teacher(inputs)
+        check_tensor("TeacherCache", "the teacher's logits", logits)
         expected = [len(indices), self._logits.shape[1]]
         if list(logits.shape) != expected:
             raise ValueError(
                 f"TeacherCache: expected logits of shape {expected} from the teacher, got "
                 f"{list(logits.shape)}"
             )
-        logits = logits.to(self._logits.device, self._logits.dtype)
-        # On a GPU, looking at them would make the host wait.
-        if logits.device.type == "cpu":
-            _refuse_overflow(logits)
-        self._logits[indices.to(self._logits.device)] = logits
+        kept = logits.to(self._logits.dtype)
+        # For a cache on a GPU, looking at them would make the host wait.
+        if self._logits.device.type == "cpu":
+            _refuse_overflow(logits, kept)
+        self._logits[indices.to(self._logits.device)] = kept.to(self._logits.device)
         self._is_known[indices] = True
 
 
-def _refuse_overflow(logits: Tensor) -> None:
-    # A logit of -inf is that of a class which the teacher rules out.
-    if not logits.to(torch.promote_types(logits.dtype, torch.float32)).amax() < torch.inf:
-        largest = torch.finfo(logits.dtype).max
+def _refuse_overflow(logits: Tensor, kept: Tensor) -> None:
+    lowest, highest = (value.item() for value in kept.aminmax())
+    # A logit of -inf is that of a class which the teacher rules out, unless rounding made it.
+    fits = highest < torch.inf and (
+        lowest > -torch.inf or not ((kept == -torch.inf) & (logits > -torch.inf)).any()
+    )
+    if not fits:
+        largest = torch.finfo(kept.dtype).max
         raise ValueError(
-            f"TeacherCache: some of the teacher's logits are NaN, or above {largest}, the largest "
-            f"number of {logits.dtype}; check the teacher, or use a dtype of a larger range, such "
-            "as torch.float32"
+            f"TeacherCache: some of the teacher's logits are NaN, above {largest} or below "
+            f"-{largest}, beyond what {kept.dtype} can hold; check the teacher, or use a dtype of "
+            "a larger range, such as torch.float32"
         )
 
 

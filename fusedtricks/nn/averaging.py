@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.hooks import RemovableHandle
 
+from fusedtricks._checks import check_bool, check_number
 from fusedtricks.lr_scheduler.scaling import beta_from_half_life
 from fusedtricks.lr_scheduler.times import as_number
 from fusedtricks.nn.model_tensors import (
@@ -72,7 +73,7 @@ class ModelEMA(AveragedModel):
         device: Where the averages are. Default: where the model is.
 
     Raises:
-        TypeError: If the model is no module, or a number is none.
+        TypeError: If the model is no module, a number is none, or warmup is not True or False.
         ValueError: If not one of decay and half_life is given, or an argument is out of range.
 
     Example:
@@ -100,12 +101,11 @@ class ModelEMA(AveragedModel):
         buffers: str = "average",
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"ModelEMA: expected model to be a Module, got {type(model).__name__}")
+        check_bool("ModelEMA", "warmup", warmup)
         if buffers not in _BUFFERS:
             raise ValueError(f"ModelEMA: expected buffers to be one of {_BUFFERS}, got {buffers!r}")
         decay = _checked_decay(decay, half_life)
-        super().__init__(unwrap_model(model), device, use_buffers=buffers == "average")
+        super().__init__(unwrap_model(model, "ModelEMA"), device, use_buffers=buffers == "average")
         self.decay = decay
         self.warmup = warmup
         self.buffer_mode = buffers
@@ -146,6 +146,7 @@ class ModelEMA(AveragedModel):
                 device, of any dtype, wrapped or not.
 
         Raises:
+            TypeError: If it is no module.
             ValueError: If a name or a shape differs. Nothing has changed then.
         """
         averages, currents = self._matched(model)
@@ -266,7 +267,8 @@ class ModelEMA(AveragedModel):
             )
 
     def _matched(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        averages, currents = model_tensors(self.module), model_tensors(unwrap_model(model))
+        averages = model_tensors(self.module)
+        currents = model_tensors(unwrap_model(model, "ModelEMA"))
         check_same_tensors("ModelEMA", averages, currents)
         return averages, currents
 
@@ -285,8 +287,7 @@ def _checked_decay(decay: float | None, half_life: float | None) -> float:
         )
     if decay is None:
         half_life = as_number("ModelEMA", "half_life", half_life)
-        if half_life <= 0:
-            raise ValueError(f"ModelEMA: expected half_life above 0, got {half_life}")
+        check_number("ModelEMA", "half_life", half_life, above=0)
         return beta_from_half_life(half_life)
     decay = as_number("ModelEMA", "decay", decay)
     if not 0 <= decay < 1:

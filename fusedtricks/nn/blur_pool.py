@@ -8,6 +8,8 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fusedtricks._checks import check_bool, check_whole
+
 __all__ = ["BlurPool", "ConvBlurPool", "MaxBlurPool"]
 
 
@@ -30,7 +32,8 @@ class BlurPool(nn.Module):
         stride: Distance of the pixels that are kept, at least 1. Default 2.
 
     Raises:
-        ValueError: If an argument is below 1.
+        TypeError: If an argument is no whole number.
+        ValueError: If one is below 1.
 
     Example:
         >>> BlurPool(10, filt_size=4, stride=2)(torch.zeros(1, 10, 128, 128)).shape
@@ -46,12 +49,11 @@ class BlurPool(nn.Module):
 
     def __init__(self, channels: int, *, filt_size: int = 4, stride: int = 2) -> None:
         for name, value in {"channels": channels, "filt_size": filt_size, "stride": stride}.items():
-            if value < 1:
-                raise ValueError(f"BlurPool: expected {name} of at least 1, got {value}")
+            check_whole("BlurPool", name, value, 1)
         super().__init__()
-        self.channels, self.filt_size, self.stride = channels, filt_size, stride
+        self.channels, self.filt_size, self.stride = int(channels), int(filt_size), int(stride)
         self.register_buffer(
-            "filter", torch.empty(channels, 1, filt_size, filt_size), persistent=False
+            "filter", torch.empty(self.channels, 1, filt_size, filt_size), persistent=False
         )
         self.reset_parameters()
 
@@ -155,6 +157,7 @@ class ConvBlurPool(nn.Sequential):
         activation: Makes the activation. Default `nn.ReLU`.
 
     Raises:
+        TypeError: If `bias` is neither True nor False, or another argument of another type.
         ValueError: If `BlurPool` or `nn.Conv2d` refuses an argument.
 
     Example:
@@ -177,6 +180,7 @@ class ConvBlurPool(nn.Sequential):
         norm: Callable[[int], nn.Module] = nn.Identity,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
+        check_bool("ConvBlurPool", "bias", bias)
         super().__init__()
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias

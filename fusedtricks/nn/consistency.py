@@ -1,12 +1,13 @@
 """How much a model's answer depends on where in the image the object is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fusedtricks._checks import check_bool, check_module, check_tensor, check_whole
+from fusedtricks.nn.model_tensors import restored_modes
 
 __all__ = ["ShiftConsistency", "shift_consistency"]
 
@@ -53,7 +54,9 @@ def shift_consistency(
         generator: Draws the shifts. Default None: torch's default one.
 
     Raises:
-        ValueError: If there are no images, or a number is out of range.
+        TypeError: If an argument is of another type, or the model returns no tensor.
+        ValueError: If there are no images, a number is out of range, or the model returns fewer
+            than 2 outputs for an image, or one that is not finite.
 
     Example:
         >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -64,17 +67,20 @@ def shift_consistency(
     Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", section 4,
         "Classification consistency"; the similarity is not in the paper.
     """
+    check_module("shift_consistency", "model", model)
     _check(images, max_shift, n_pairs, circular)
+    max_shift, n_pairs = int(max_shift), int(n_pairs)
     device = torch.device("cpu") if generator is None else generator.device
     # (pair, shift a or b, image, down or right)
     shifts = torch.randint(
         max_shift + 1, (n_pairs, 2, len(images), 2), generator=generator, device=device
     ).tolist()
     agreement = similarity = 0.0
-    with _evaluating(model):
+    with restored_modes(model):
+        model.eval()
         for pair in shifts:
             first, second = (
-                model(_shifted(images, offsets, max_shift, circular)).flatten(1).double()
+                _scores(model(_shifted(images, offsets, max_shift, circular)), len(images))
                 for offsets in pair
             )
             agreement += (first.argmax(dim=1) == second.argmax(dim=1)).double().mean().item()
@@ -97,28 +103,32 @@ def _shifted(images: Tensor, offsets: list[list[int]], max_shift: int, circular:
     return torch.stack(shifted)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def _scores(outputs: Tensor, n_images: int) -> Tensor:
+    """Return a model's outputs in float64, shape (N, K)."""
+    check_tensor("shift_consistency", "the model's output", outputs)
+    shape = list(outputs.shape)
+    if outputs.ndim < 2 or shape[0] != n_images or outputs[0].numel() < 2:
+        raise ValueError(
+            f"shift_consistency: expected the model to return shape ({n_images}, K) with K of at "
+            f"least 2, got {shape}; one output is always the largest"
+        )
+    if not outputs.isfinite().all():
+        raise ValueError(
+            "shift_consistency: expected the model to return finite outputs, got inf or NaN; "
+            "comparing these says nothing"
+        )
+    return outputs.flatten(1).double()
 
 
 def _check(images: Tensor, max_shift: int, n_pairs: int, circular: bool) -> None:
+    check_tensor("shift_consistency", "images", images)
+    check_bool("shift_consistency", "circular", circular)
+    check_whole("shift_consistency", "n_pairs", n_pairs, 1)
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(
             f"shift_consistency: expected images of shape (N, C, H, W) with N of at least 1, got "
             f"{list(images.shape)}"
         )
-    if n_pairs < 1:
-        raise ValueError(f"shift_consistency: expected n_pairs of at least 1, got {n_pairs}")
-    side = min(images.shape[-2:])
-    if not 1 <= max_shift < side:
-        raise ValueError(
-            f"shift_consistency: expected max_shift of 1 to {side - 1} for images of "
-            f"{images.shape[-2]}x{images.shape[-1]} pixels, got {max_shift}"
-        )
+    height, width = images.shape[-2:]
+    name = f"max_shift for images of {height}x{width} pixels"
+    check_whole("shift_consistency", name, max_shift, 1, min(height, width) - 1)

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from fusedtricks._checks import check_module, check_number
 from fusedtricks.lr_scheduler.group_schedules import as_schedules
 from fusedtricks.lr_scheduler.schedule import Schedule
 from fusedtricks.lr_scheduler.times import Units, as_number
@@ -14,9 +15,8 @@ from fusedtricks.nn.model_tensors import model_tensors, unwrap_model
 
 __all__ = ["DropoutSchedule", "ScheduledDropout"]
 
-# What draws one number together -> how many dimensions of the input have numbers of their own.
-_OWN_DIMS = {"batch": 0, "sample": 1, "channel": 2}
-_CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# What draws one number together -> how many dimensions have numbers of their own, None for all.
+_OWN_DIMS = {"element": None, "batch": 0, "sample": 1, "channel": 2}
 
 
 class ScheduledDropout(nn.Module):
@@ -42,7 +42,7 @@ class ScheduledDropout(nn.Module):
         generator: Draws the numbers, on its own device. Default: that of the input's device.
 
     Raises:
-        TypeError: If p is no number.
+        TypeError: If p is no number, or generator no Generator.
         ValueError: If an argument is out of range.
 
     Source: Srivastava et al. 2014, "Dropout", section 10, for the scale at training time; Tompson
@@ -57,16 +57,12 @@ class ScheduledDropout(nn.Module):
     ) -> None:
         super().__init__()
         p = as_number("ScheduledDropout", "p", p)
-        if not 0 <= p <= 1:
-            raise ValueError(f"ScheduledDropout: expected p in [0, 1], got {p}")
-        if per != "element" and per not in _OWN_DIMS:
-            raise ValueError(
-                f"ScheduledDropout: expected per to be one of {['element', *_OWN_DIMS]}, got "
-                f"{per!r}"
-            )
-        self.per = per
-        self.generator = generator
-        self._first_p = p
+        check_number("ScheduledDropout", "p", p, low=0, high=1)
+        if per not in (known := list(_OWN_DIMS)):
+            raise ValueError(f"ScheduledDropout: expected per to be one of {known}, got {per!r}")
+        if not isinstance(generator, Generator | None):
+            raise TypeError(f"ScheduledDropout: expected generator to be one, got {generator!r}")
+        self.per, self.generator, self._first_p = per, generator, p
         self.register_buffer("p", torch.empty((), dtype=torch.float32), persistent=False)
         self.reset_parameters()
 
@@ -78,8 +74,8 @@ class ScheduledDropout(nn.Module):
         """Return x, shape (N, ...) or (N, C, ...) for channels, with parts of it dropped."""
         if not self.training:
             return x
-        n_own = _OWN_DIMS.get(self.per, x.ndim)
-        shape = (*x.shape[:n_own], *[1] * (x.ndim - n_own))
+        own = x.shape[: _OWN_DIMS[self.per]]
+        shape = (*own, *[1] * (x.ndim - len(own)))
         if self.generator is None:
             draws = torch.rand(shape, device=x.device)
         else:
@@ -117,22 +113,29 @@ class ScheduledDropout(nn.Module):
         Returns:
             The model, or what replaces it if it is such a layer itself. New layers are on the
             device of the model's first tensor.
+
+        Raises:
+            TypeError: If it is none.
+            ValueError: If a layer's p is not in [0, 1]. Nothing has changed then.
         """
+        check_module("ScheduledDropout.convert", "model", model)
         tensor = next(iter(model_tensors(model).values()), torch.empty(0))
-        replacements: dict[nn.Module, nn.Module] = {}
-
-        def replaced(module: nn.Module) -> nn.Module:
-            per = _granularity(module)
-            if per is not None and module not in replacements:
-                with tensor.device:
-                    layer = ScheduledDropout(_initial_p(module), per=per)
-                replacements[module] = layer.train(module.training)
-            for name, child in list(module._modules.items()):
-                if child is not None and name != "attn_drop":
-                    setattr(module, name, replaced(child))
-            return replacements.get(module, module)
-
-        return replaced(model)
+        root = nn.ModuleDict({"model": model})
+        old = {
+            path: module
+            for path, module in root.named_modules(remove_duplicate=False)
+            if _granularity(module) and "attn_drop" not in path.split(".")
+        }
+        new: dict[nn.Module, nn.Module] = {}
+        for path, module in old.items():
+            p = _initial_p(module)
+            check_number("ScheduledDropout.convert", f"p of {path}", p, low=0, high=1)
+            with tensor.device:
+                layer = ScheduledDropout(p, per=_granularity(module))
+            new.setdefault(module, layer.train(module.training))
+        for path, module in old.items():
+            root.set_submodule(path, new[module])
+        return root["model"]
 
 
 class DropoutSchedule:
@@ -215,9 +218,7 @@ class DropoutSchedule:
             t: Number of updates done. Default: now.
         """
         t = self.last_epoch if t is None else t
-        return {
-            name: float(self.schedule(t, _initial_p(layer))) for name, layer in self._layers.items()
-        }
+        return {name: float(self.schedule(t, _initial_p(m))) for name, m in self._layers.items()}
 
     def step(self, epoch: float | None = None) -> None:
         """Go to the next update, and set the probabilities for it.
@@ -290,7 +291,7 @@ def _granularity(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if isinstance(module, nn.Dropout):
         return "element"
-    if isinstance(module, _CHANNEL_DROPOUTS):
+    if isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
         return "channel"
     if kind == "StochasticDepth":
         return "sample" if module.mode == "row" else "batch"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from fusedtricks.nn.model_tensors import check_same_tensors, unwrap_model
+from fusedtricks._checks import check_bool, check_tensor
+from fusedtricks.nn.model_tensors import check_same_tensors, list_of_models, unwrap_model
 
 __all__ = ["Ensemble", "average_weights"]
 
@@ -51,7 +52,7 @@ class Ensemble(nn.Module):
             not tied in the copy, so training would let them drift apart. Default False.
 
     Raises:
-        TypeError: If something is no module.
+        TypeError: If it is one model, whose layers would count as models, or a model is no module.
         ValueError: If there is no model, the average is unknown, or architectures that are to be
             stacked differ.
 
@@ -76,12 +77,10 @@ class Ensemble(nn.Module):
         stacked: bool = False,
     ) -> None:
         super().__init__()
-        models = list(models)
+        models = list_of_models("Ensemble", models)
         if not models:
             raise ValueError("Ensemble: expected at least one model, got none")
-        for model in models:
-            if not isinstance(model, nn.Module):
-                raise TypeError(f"Ensemble: expected models, got {type(model).__name__}")
+        check_bool("Ensemble", "stacked", stacked)
         if average not in _AVERAGES:
             raise ValueError(
                 f"Ensemble: expected average to be one of {_AVERAGES}, got {average!r}"
@@ -91,11 +90,17 @@ class Ensemble(nn.Module):
         self.models = _stack(models) if stacked else nn.ModuleList(models)
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Return the log-probabilities, shape (N, K, ...), of what every model is called with."""
+        """Return the log-probabilities, shape (N, K, ...), of what every model is called with.
+
+        Raises:
+            TypeError: If a model returns no tensor.
+            ValueError: If a model returns fewer than 2 classes, or models differ in the shape.
+        """
         if self.stacked:
             logits = self._stacked_logits(*inputs)
         else:
-            logits = torch.stack([model(*inputs) for model in self.models])
+            logits = _stacked_outputs([model(*inputs) for model in self.models])
+        _check_classes(logits)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # Shape (M, N, K, ...).
         if self.average == "logits":
@@ -107,6 +112,26 @@ class Ensemble(nn.Module):
             return torch.func.functional_call(self.models, tensors, inputs)
 
         return torch.vmap(call, randomness="different")(_all_tensors(self.models))
+
+
+def _stacked_outputs(outputs: list[Any]) -> Tensor:
+    for index, output in enumerate(outputs):
+        check_tensor("Ensemble", f"the output of model {index}", output)
+        if output.shape != outputs[0].shape:
+            raise ValueError(
+                f"Ensemble: expected logits of the same shape from all models, got "
+                f"{list(outputs[0].shape)} from model 0 and {list(output.shape)} from model {index}"
+            )
+    return torch.stack(outputs)
+
+
+def _check_classes(logits: Any) -> None:
+    check_tensor("Ensemble", "the output of the models", logits)
+    if logits.ndim < 3 or logits.shape[2] < 2:
+        raise ValueError(
+            "Ensemble: expected the models to return logits of shape (N, K, ...) with K of at "
+            f"least 2, got {list(logits.shape[1:])}; a softmax needs at least 2 classes"
+        )
 
 
 def _stack(models: list[nn.Module]) -> nn.Module:
@@ -182,7 +207,8 @@ def average_weights(models: Iterable[nn.Module | Mapping[str, Any]]) -> dict[str
 
     Raises:
         TypeError: If it is one model or one state_dict, or something in it is neither.
-        ValueError: If there is none, or a name or a shape differs.
+        ValueError: If there is none, a name or a shape differs, or one has nothing to average, as a
+            checkpoint {"model": state_dict, "epoch": 3}.
 
     Example:
         >>> first, second = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 8.0])}
@@ -193,7 +219,7 @@ def average_weights(models: Iterable[nn.Module | Mapping[str, Any]]) -> dict[str
         improves accuracy without increasing inference time", section 2, the uniform soup.
     """
     is_one_model = isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList)
-    if is_one_model or isinstance(models, Mapping):
+    if is_one_model or isinstance(models, Mapping) or not hasattr(models, "__iter__"):
         raise TypeError(
             f"average_weights: expected a list of models or state_dicts, got one "
             f"{type(models).__name__}; pass [first, second]"
@@ -210,6 +236,16 @@ def average_weights(models: Iterable[nn.Module | Mapping[str, Any]]) -> dict[str
                 f"average_weights: expected models or state_dicts, got {type(state).__name__}"
             )
         check_same_tensors("average_weights", states[0], state)
+    for index, state in enumerate(states):
+        if not _has_weights(state):
+            remedy = next(
+                (f"checkpoint[{name!r}]" for name, value in state.items() if _has_weights(value)),
+                "models with weights",
+            )
+            raise ValueError(
+                f"average_weights: expected floating-point tensors to average, got none in model "
+                f"{index}; pass {remedy}"
+            )
     # A copy keeps the version numbers that a state_dict carries.
     average = copy.copy(states[0])
     for name, value in average.items():
@@ -218,9 +254,18 @@ def average_weights(models: Iterable[nn.Module | Mapping[str, Any]]) -> dict[str
     return average
 
 
+def _has_weights(state: Any) -> bool:
+    values = state.values() if isinstance(state, Mapping) else ()
+    return isinstance(state, nn.Module) or any(_is_averaged(value) for value in values)
+
+
+def _is_averaged(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def _mean(tensors: list[Tensor]) -> Tensor:
     first = tensors[0]
-    if not (first.is_floating_point() or first.is_complex()):
+    if not _is_averaged(first):
         return first.clone()
     total = first.to(torch.promote_types(first.dtype, torch.float64))
     for tensor in tensors[1:]:

@@ -8,12 +8,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from fusedtricks._checks import check_module, check_number, check_whole
 from fusedtricks.optim.grouping import param_groups
 
 __all__ = [
     "FixupBlock",
     "ScalarBias",
     "ScalarScale",
+    "check_layer",
     "fixup_init_",
     "fixup_param_groups",
     "fixup_scale",
@@ -95,16 +97,14 @@ def fixup_scale(n_branches: int, n_layers: int) -> float:
         n_layers: Convolutions and linear layers of a branch, at least 2.
 
     Raises:
-        ValueError: If an argument is too small.
+        TypeError: If an argument is no whole number.
+        ValueError: If one is too small.
 
     Source: Zhang et al. 2019, "Fixup Initialization", section 3, rule 2.
     """
-    if n_branches < 1 or n_layers < 2:
-        raise ValueError(
-            f"fixup_scale: expected n_branches >= 1 and n_layers >= 2, got {n_branches} and "
-            f"{n_layers}"
-        )
-    return n_branches ** (-1 / (2 * n_layers - 2))
+    check_whole("fixup_scale", "n_branches", n_branches, 1)
+    check_whole("fixup_scale", "n_layers", n_layers, 2)
+    return float(n_branches) ** (-1 / (2 * n_layers - 2))
 
 
 @torch.no_grad()
@@ -130,12 +130,16 @@ def fixup_init_(
         generator: Where weights come from, in the order of `model.modules()`. Default: torch's.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: If there is no block, not exactly one candidate for the classifier, or the
-            given one is not of the model; the model is as before then.
+            given one is not of the model; if a weight is parametrized or has no shape yet.
+
+    After an error, the model is as before.
 
     Source: Zhang et al. 2019, "Fixup Initialization", section 3; He et al. 2015, "Delving Deep
         into Rectifiers", eq. 14.
     """
+    check_module("fixup_init_", "model", model)
     blocks = [module for module in model.modules() if isinstance(module, FixupBlock)]
     if not blocks:
         raise ValueError(
@@ -148,6 +152,9 @@ def fixup_init_(
             f"fixup_init_: expected classifier to be a layer of the model, got {classifier}, which "
             "is not in it; copies have layers of their own"
         )
+    for name, module in model.named_modules():
+        if isinstance(module, _WEIGHT_LAYERS):
+            check_layer("fixup_init_", module, name)
     factors: dict[nn.Module, float] = {classifier: 0.0}
     for block in blocks:
         *others, last = (m for m in block.branch.modules() if isinstance(m, _WEIGHT_LAYERS))
@@ -187,14 +194,16 @@ def fixup_param_groups(
         Groups as of `param_groups`, and one named "fixup_scalars".
 
     Raises:
-        ValueError: If an argument is out of range, or the model has no such scalars to train.
+        TypeError: If an argument is of another type.
+        ValueError: If one is out of range, or the model has no such scalars to train.
 
     Source: github.com/hongyi-zhang/Fixup, cifar/cifar_train.py.
     """
-    if not 0 <= scalar_lr_ratio < math.inf:
-        raise ValueError(
-            f"fixup_param_groups: expected scalar_lr_ratio >= 0, got {scalar_lr_ratio}"
-        )
+    check_module("fixup_param_groups", "model", model)
+    numbers = {"weight_decay": weight_decay, "scalar_lr_ratio": scalar_lr_ratio}
+    numbers |= {} if isinstance(lr, Tensor) else {"lr": lr}
+    for name, value in numbers.items():
+        check_number("fixup_param_groups", name, value, low=0)
     owners = [m for m in model.modules() if isinstance(m, ScalarBias | ScalarScale)]
     scalars = {p for owner in owners for p in owner.parameters() if p.requires_grad}
     if not scalars:
@@ -218,6 +227,24 @@ def fixup_param_groups(
             target["params"].append(parameter)
             target["param_names"].append(name)
     return [group for group in (*groups, slow) if group["params"]]
+
+
+def check_layer(what: str, module: nn.Module, name: str) -> None:
+    """Refuse a layer whose weight or bias is computed from other parameters, or has no shape yet.
+
+    Raises:
+        ValueError: If it is such a layer.
+    """
+    name = name or "the model"
+    for kind in ("weight", "bias"):
+        # Not the attribute, which spectral_norm changes whenever it is read.
+        if kind not in module._parameters:
+            raise ValueError(
+                f"{what}: expected the {kind} of {name} to be a parameter, it is computed from "
+                f"others; call {what} before parametrizing, pruning or normalising weights"
+            )
+        if nn.parameter.is_lazy(module._parameters[kind]):
+            raise ValueError(f"{what}: {name} has no shape yet; run the model once before")
 
 
 def _draw_he_(weight: Tensor, factor: float, generator: Generator | None) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fusedtricks._checks import check_bool, check_whole
 from fusedtricks.nn.fixup import FixupBlock, ScalarBias, fixup_init_
+from fusedtricks.nn.resnet_blocks import check_counts
 
 __all__ = ["FixupBasicBlock", "FixupBottleneck", "FixupResNet"]
 
@@ -66,7 +68,8 @@ class FixupResNet(nn.Module):
         in_channels: Channels of the images. Default 3.
 
     Raises:
-        ValueError: If `widths` and `blocks` differ in length, or are empty.
+        TypeError: If an argument is of another type.
+        ValueError: If a number is below 1, or `widths` and `blocks` differ in length or are empty.
 
     Example:
         ResNet-50 is `FixupResNet((3, 4, 6, 3), block=FixupBottleneck, widths=(64, 128, 256, 512),
@@ -89,10 +92,9 @@ class FixupResNet(nn.Module):
         n_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
-        if not blocks or len(widths) != len(blocks):
-            raise ValueError(
-                f"FixupResNet: expected widths and blocks of one length, got {widths} and {blocks}"
-            )
+        per_stage = {"widths": widths, "blocks": blocks}
+        check_counts("FixupResNet", per_stage, n_classes=n_classes, in_channels=in_channels)
+        check_bool("FixupResNet", "large_stem", large_stem)
         super().__init__()
         kernel_size, stride = (7, 2) if large_stem else (3, 1)
         self.stem = nn.Sequential(
@@ -125,14 +127,17 @@ class FixupResNet(nn.Module):
             in_channels: Channels of the images. Default 3.
 
         Raises:
-            ValueError: If `depth` is none of those.
+            TypeError: If an argument is no whole number.
+            ValueError: If `depth` is none of those, or another number below 1.
 
         Source: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
         """
-        if depth < 8 or depth % 6 != 2:
+        check_whole("for_small_images", "depth", depth, 8)
+        if depth % 6 != 2:
             raise ValueError(f"for_small_images: expected a depth of 6n + 2, n >= 1, got {depth}")
+        check_whole("for_small_images", "width", width, 1)
         return cls(
-            (depth // 6,) * 3,
+            (int(depth) // 6,) * 3,
             widths=(width, 2 * width, 4 * width),
             n_classes=n_classes,
             in_channels=in_channels,

@@ -11,6 +11,9 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 
+from fusedtricks._checks import check_module, check_number, check_whole
+from fusedtricks.nn.fixup import check_layer
+
 __all__ = ["LSUVLayer", "LSUVRecord", "lsuv_"]
 
 # _ConvNd is the base of every convolution, transposed ones included.
@@ -88,7 +91,7 @@ def lsuv_(
         What was done, and what was left.
 
     Raises:
-        TypeError: If `batch` is a list, or `max_iterations` no int.
+        TypeError: If `batch` is a list, or another argument of another type.
         ValueError: If an argument is out of range, a weight is parametrized or has no shape yet, or
             the output of a layer is constant or not finite.
 
@@ -105,7 +108,7 @@ def lsuv_(
     _check_arguments(model, batch, target_std, tolerance, max_iterations)
     names = {m: name for name, m in model.named_modules() if isinstance(m, _LAYER_TYPES)}
     for module, name in names.items():
-        _check_layer(module, name)
+        check_layer("lsuv_", module, name)
     left = {name: "frozen" for m, name in names.items() if not m.weight.requires_grad}
     left |= _tied(model, names)
     names = {m: name for m, name in names.items() if name not in left}
@@ -269,31 +272,17 @@ def _check_arguments(
     tolerance: float,
     max_iterations: int,
 ) -> None:
+    check_module("lsuv_", "model", model)
     if isinstance(batch, list):
         raise TypeError(
             "lsuv_: expected batch to be a tensor or a tuple of tensors, got a list; of a loader's "
             "[images, labels] pass batch[0], to a model that takes a list (batch,)"
         )
-    if not isinstance(max_iterations, int):
-        raise TypeError(f"lsuv_: expected max_iterations to be an int, got {max_iterations}")
-    for name, value in (("target_std", target_std), ("tolerance", tolerance)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"lsuv_: expected {name} above 0, got {value}")
-    if max_iterations < 1:
-        raise ValueError(f"lsuv_: expected max_iterations >= 1, got {max_iterations}")
+    check_number("lsuv_", "target_std", target_std, above=0)
+    check_number("lsuv_", "tolerance", tolerance, above=0)
+    check_whole("lsuv_", "max_iterations", max_iterations, 1)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise ValueError(
             "lsuv_: expected a model without DistributedDataParallel, in which every process would "
             "scale by its own batch; call it before wrapping, which spreads the first one's weights"
         )
-
-
-def _check_layer(module: nn.Module, name: str) -> None:
-    weight = module._parameters.get("weight")
-    if weight is None:
-        raise ValueError(
-            f"lsuv_: expected the weight of {name} to be a parameter, it is computed from others; "
-            "call lsuv_ before parametrizing, pruning or normalising weights"
-        )
-    if nn.parameter.is_lazy(weight):
-        raise ValueError(f"lsuv_: {name} has no shape yet; run the model once before")

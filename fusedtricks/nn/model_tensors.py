@@ -1,7 +1,7 @@
 """The tensors of models by name, and whether those of two models fit each other."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,20 +9,29 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from fusedtricks._checks import check_module
+
 __all__ = [
     "buffers_without_statistics",
     "check_same_tensors",
     "copy_tensors",
     "like",
+    "list_of_models",
     "model_tensors",
     "replace_infinite",
     "restored_after_error",
+    "restored_modes",
     "unwrap_model",
 ]
 
 
-def unwrap_model(model: nn.Module) -> nn.Module:
-    """Return the model inside the wrappers of torch.compile and for several devices."""
+def unwrap_model(model: nn.Module, what: str = "unwrap_model") -> nn.Module:
+    """Return the model inside the wrappers of torch.compile and for several devices.
+
+    Raises:
+        TypeError: If it is no module.
+    """
+    check_module(what, "model", model)
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             model = model.module
@@ -32,14 +41,32 @@ def unwrap_model(model: nn.Module) -> nn.Module:
             return model
 
 
+def list_of_models(what: str, models: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return several models as a list.
+
+    Raises:
+        TypeError: If it is one model, whose layers would count as models, or a model is no module.
+    """
+    is_one_model = isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList)
+    if is_one_model or not hasattr(models, "__iter__"):
+        raise TypeError(
+            f"{what}: expected a list of models, got one {type(models).__name__}; pass "
+            "[first, second]"
+        )
+    models = list(models)
+    for index, model in enumerate(models):
+        check_module(what, f"model {index}", model)
+    return models
+
+
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters by name, shared ones once, and buffers, shared ones under all names.
 
     `to`, `float` and their like keep parameters shared, but not buffers. Names are those without
     torch.compile around submodules.
 
-    In a fifth of the time that `named_parameters` and `named_buffers` take, which is more than
-    averaging the tensors takes.
+    In less time than `named_parameters` and `named_buffers` take, which is more than averaging the
+    tensors takes.
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -61,7 +88,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_same_tensors(owner: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Refuse two models whose tensors differ in name or shape; values without a shape may differ.
+    """Refuse two models whose tensors differ in name or shape; values that are none may differ.
 
     Raises:
         ValueError: If they do.
@@ -74,6 +101,12 @@ def check_same_tensors(owner: str, first: Mapping[str, Any], other: Mapping[str,
             f"one and not in the {lacks_it}"
         )
     for name, tensor in first.items():
+        if isinstance(tensor, Tensor) != isinstance(other[name], Tensor):
+            raise ValueError(
+                f"{owner}: expected models of the same architecture, but {name!r} is a "
+                f"{type(tensor).__name__} in the first one and a {type(other[name]).__name__} in "
+                "the other"
+            )
         if isinstance(tensor, Tensor) and tensor.shape != other[name].shape:
             raise ValueError(
                 f"{owner}: expected models of the same architecture, but {name!r} has shape "
@@ -123,16 +156,24 @@ def buffers_without_statistics(model: nn.Module) -> set[str]:
 @contextlib.contextmanager
 def restored_after_error(model: nn.Module) -> Iterator[None]:
     """Restore modes at the end of a `with` block, and after an error buffers and momenta."""
-    modes = {module: module.training for module in model.modules()}
-    momenta = {each: each.momentum for each in modes if isinstance(each, _BatchNorm)}
+    momenta = {each: each.momentum for each in model.modules() if isinstance(each, _BatchNorm)}
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with restored_modes(model):
+        try:
+            yield
+        except BaseException:
+            copy_tensors(dict(model.named_buffers()), kept)
+            for module, momentum in momenta.items():
+                module.momentum = momentum
+            raise
+
+
+@contextlib.contextmanager
+def restored_modes(model: nn.Module) -> Iterator[None]:
+    """Restore at the end of a `with` block which modules are in training mode."""
+    modes = {module: module.training for module in model.modules()}
     try:
         yield
-    except BaseException:
-        copy_tensors(dict(model.named_buffers()), kept)
-        for module, momentum in momenta.items():
-            module.momentum = momentum
-        raise
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusedtricks.nn.model_tensors import check_same_tensors, unwrap_model
+from fusedtricks._checks import check_module
+from fusedtricks.nn.model_tensors import check_same_tensors, list_of_models, unwrap_model
 
 __all__ = ["HardSharing", "UncertaintyWeighting", "soft_sharing_penalty"]
 
@@ -44,10 +45,7 @@ class HardSharing(nn.Module):
         if not heads:
             raise ValueError("HardSharing: expected at least one head, got none")
         for name, module in [("encoder", encoder), *heads.items()]:
-            if not isinstance(module, nn.Module):
-                raise TypeError(
-                    f"HardSharing: expected {name} to be a Module, got {type(module).__name__}"
-                )
+            check_module("HardSharing", name, module)
         self.encoder = encoder
         self.heads = nn.ModuleDict(heads)
 
@@ -85,6 +83,7 @@ def soft_sharing_penalty(models: Iterable[nn.Module]) -> Tensor:
         A scalar, float32 or float64, with gradients towards all models; multiply it by a weight.
 
     Raises:
+        TypeError: If it is one model, whose layers would count as models, or a model is no module.
         ValueError: If there are fewer than two, a name, a shape or a device differs, or no
             parameter is there.
 
@@ -98,6 +97,7 @@ def soft_sharing_penalty(models: Iterable[nn.Module]) -> Tensor:
         a Neural Network Parser"; Ruder 2017, "An Overview of Multi-Task Learning in Deep
         Neural Networks", section 3.2.
     """
+    models = list_of_models("soft_sharing_penalty", models)
     states = [dict(unwrap_model(model).named_parameters()) for model in models]
     if len(states) < 2:
         raise ValueError(f"soft_sharing_penalty: expected at least two models, got {len(states)}")

@@ -1,12 +1,16 @@
 """Pull weights towards orthonormal rows: as a penalty, or decoupled from the gradient."""
 
-import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from fusedtricks._checks import check_number
+from fusedtricks._host import moved
+from fusedtricks.optim.state import StateMixin
 
 __all__ = ["OrthogonalDecay", "orthogonal_penalty", "orthogonal_weights"]
 
@@ -95,7 +99,7 @@ class OrthogonalDecay:
         strength: Per unit of lr, >= 0; the attribute may change between steps.
 
     Raises:
-        TypeError: If `optimizer` is none, or `source` a single tensor.
+        TypeError: If `optimizer` is none, `source` a single tensor, or `strength` no number.
         ValueError: If a weight is not the optimizer's or has fewer than 2 dimensions, there is
             none, or `strength` is out of range.
 
@@ -117,8 +121,7 @@ class OrthogonalDecay:
                 f"{type(optimizer).__name__}"
             )
         weights = list(dict.fromkeys(_weights_of("OrthogonalDecay", source)))
-        if not 0 <= strength < math.inf:
-            raise ValueError(f"OrthogonalDecay: expected strength >= 0, got {strength}")
+        check_number("OrthogonalDecay", "strength", strength, low=0)
         known = {param for group in optimizer.param_groups for param in group["params"]}
         for index, weight in enumerate(weights):
             if weight not in known:
@@ -126,7 +129,7 @@ class OrthogonalDecay:
                     f"OrthogonalDecay: expected weights of the optimizer, weight {index} of shape "
                     f"{list(weight.shape)} is not; pass the optimizer that trains it"
                 )
-        self.strength = strength
+        self.strength = float(strength)
         self._optimizer = optimizer
         self._weights = weights
         self._listen()
@@ -138,10 +141,13 @@ class OrthogonalDecay:
 
     def _listen(self) -> None:
         self._pulls: list[tuple[Tensor, dict[str, Any], Tensor]] = []
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before),
-            self._optimizer.register_step_post_hook(self._after),
-        ]
+        before = self._optimizer.register_step_pre_hook(self._before)
+        after = self._optimizer.register_step_post_hook(self._after)
+        self._handles = [before, after]
+        hooks = self._optimizer._optimizer_step_post_hooks
+        if isinstance(hooks, OrderedDict):
+            # The pull is part of the step: what other hooks read, as ModelEMA's, is to have it.
+            hooks.move_to_end(after.id, last=False)
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -159,8 +165,9 @@ class OrthogonalDecay:
         for weight, group, pull in self._pulls:
             pull *= group["lr"] * self.strength
             for flag in skipped:
-                pull *= (flag == 0).to(pull.device, non_blocking=pull.device.type != "cpu")
-            master = _master(optimizer, weight, group)
+                pull *= moved(flag == 0, pull.device)
+            is_ours = isinstance(optimizer, StateMixin)
+            master = optimizer.master_of(weight, group) if is_ours else None
             if master is None:
                 weight -= pull
             else:
@@ -198,19 +205,12 @@ def _gradient(weight: Tensor) -> Tensor:
     return (4 * product).view(weight.shape)
 
 
-def _skipped(optimizer: Any) -> list[Tensor]:
+def _skipped(optimizer: Optimizer) -> list[Tensor]:
     """Return flags that are not 0 if the optimizer left its last step out."""
-    flags = [getattr(optimizer, "found_inf", None)]
-    record = getattr(optimizer, "_record", None)  # an optimizer of fusedtricks
-    if record is not None and record.can_skip:
-        flags.append(record.nonfinite)
-    return [torch.as_tensor(flag) for flag in flags if flag is not None]
-
-
-def _master(optimizer: Optimizer, weight: Tensor, group: dict[str, Any]) -> Tensor | None:
-    if not group.get("master_weights"):
-        return None
-    return optimizer.state.get(weight, {}).get("master_param")
+    if isinstance(optimizer, StateMixin):
+        return optimizer.skip_flags()
+    flag = getattr(optimizer, "found_inf", None)
+    return [] if flag is None else [torch.as_tensor(flag)]
 
 
 def _weights_of(what: str, source: nn.Module | Iterable[Tensor]) -> list[Tensor]:

@@ -1,10 +1,21 @@
 """Residual blocks: ours, and how to find those of torchvision and timm."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-__all__ = ["BasicBlock", "Bottleneck", "Variant", "convolution", "find_residual_blocks", "is_a"]
+from fusedtricks._checks import check_whole
+
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "Variant",
+    "check_counts",
+    "convolution",
+    "find_residual_blocks",
+    "is_a",
+]
 
 Variant = Literal["A", "B", "C", "D"]
 
@@ -90,6 +101,28 @@ def convolution(width_in: int, width_out: int, kernel_size: int, *, stride: int 
     )
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
+
+
+def check_counts(what: str, per_stage: dict[str, Sequence[int]], **counts: int) -> None:
+    """Refuse counts below 1; those per stage must be of one length, and of at least one stage.
+
+    Raises:
+        TypeError: If one is no whole number, or those per stage are no sequence.
+        ValueError: If one is below 1, or there are more or fewer of one kind than of the others.
+    """
+    for name, values in per_stage.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise TypeError(f"{what}: expected {name} to be whole numbers, got {values!r}")
+        if not values:
+            raise ValueError(f"{what}: expected {name} of at least one stage, got none")
+    if len({len(values) for values in per_stage.values()}) > 1:
+        names, got = (" and ".join(map(str, each)) for each in (per_stage, per_stage.values()))
+        raise ValueError(f"{what}: expected {names} of one length, got {got}")
+    for name, values in per_stage.items():
+        for value in values:
+            check_whole(what, name, value, 1)
+    for name, value in counts.items():
+        check_whole(what, name, value, 1)
 
 
 def find_residual_blocks(model: nn.Module) -> dict[str, nn.Module]:

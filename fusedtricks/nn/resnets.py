@@ -6,7 +6,14 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from fusedtricks.nn.resnet_blocks import BasicBlock, Bottleneck, Variant, convolution
+from fusedtricks._checks import check_bool
+from fusedtricks.nn.resnet_blocks import (
+    BasicBlock,
+    Bottleneck,
+    Variant,
+    check_counts,
+    convolution,
+)
 from fusedtricks.nn.zero_gamma import zero_gamma_
 
 __all__ = ["ResNet", "resnet"]
@@ -52,6 +59,7 @@ class ResNet(nn.Module):
         zero_gamma: Whether to apply `zero_gamma_`. Default False.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If a name is unknown, a number is below 1, or `layers` and `widths` differ in
             length or are empty.
 
@@ -81,7 +89,9 @@ class ResNet(nn.Module):
         _check_name("block", block, tuple(_BLOCKS))
         _check_name("variant", variant, get_args(Variant))
         _check_name("stem", stem, get_args(Stem))
-        _check_counts(layers, widths, in_channels, n_classes)
+        per_stage = {"layers": layers, "widths": widths}
+        check_counts("ResNet", per_stage, in_channels=in_channels, n_classes=n_classes)
+        check_bool("ResNet", "zero_gamma", zero_gamma)
         super().__init__()
         self.conv1 = _stem(in_channels, widths[0], stem, is_deep=variant in ("C", "D"))
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -172,21 +182,3 @@ def _stem(in_channels: int, width: int, stem: Stem, *, is_deep: bool) -> nn.Modu
 def _check_name(argument: str, value: object, known: Sequence[object]) -> None:
     if value not in known:
         raise ValueError(f"ResNet: expected {argument} to be one of {known}, got {value!r}")
-
-
-def _check_counts(
-    layers: Sequence[int], widths: Sequence[int], in_channels: int, n_classes: int
-) -> None:
-    if not layers or len(layers) != len(widths):
-        raise ValueError(
-            f"ResNet: expected layers and widths of one length, got {layers} and {widths}"
-        )
-    counts = {
-        "layers": min(layers),
-        "widths": min(widths),
-        "in_channels": in_channels,
-        "n_classes": n_classes,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"ResNet: expected {name} of at least 1, got {value}")

@@ -1,11 +1,13 @@
 """Random weights of residual branches that the backward pass replaces: Shake-Shake, ShakeDrop."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.autograd import Function
+
+from fusedtricks._checks import check_bool, check_number, check_whole
+from fusedtricks._host import moved
 
 __all__ = ["ShakeDrop", "ShakeShake", "linear_keep_probabilities", "shake_shake"]
 
@@ -60,6 +62,7 @@ def shake_shake(
         The blend, in the wider dtype of both.
 
     Raises:
+        TypeError: If `training` is neither True nor False.
         ValueError: If shapes differ, or an option is none of those above.
 
     Example:
@@ -69,6 +72,7 @@ def shake_shake(
     Source: Gastaldi 2017, "Shake-Shake regularization", eq. 2, section 1.3 and figure 1.
     """
     _check_shake("shake_shake", forward, backward, per)
+    check_bool("shake_shake", "training", training)
     if first.shape != second.shape:
         shapes = f"{list(first.shape)} and {list(second.shape)}"
         raise ValueError(f"shake_shake: expected branches of one shape, got {shapes}")
@@ -93,7 +97,8 @@ def linear_keep_probabilities(n_blocks: int, last: float = 0.5) -> list[float]:
         last: p of the last block, in [0, 1]. Default 0.5.
 
     Raises:
-        ValueError: If an argument is out of range.
+        TypeError: If an argument is of another type.
+        ValueError: If one is out of range.
 
     Example:
         >>> linear_keep_probabilities(4, last=0.5)
@@ -101,11 +106,8 @@ def linear_keep_probabilities(n_blocks: int, last: float = 0.5) -> list[float]:
 
     Source: Huang et al. 2016, "Deep Networks with Stochastic Depth", eq. 4; ShakeDrop takes it.
     """
-    if n_blocks < 1 or not 0 <= last <= 1:
-        raise ValueError(
-            f"linear_keep_probabilities: expected n_blocks >= 1 and last in [0, 1], got {n_blocks} "
-            f"and {last}"
-        )
+    check_whole("linear_keep_probabilities", "n_blocks", n_blocks, 1)
+    check_number("linear_keep_probabilities", "last", last, low=0, high=1)
     return [1 - block / n_blocks * (1 - last) for block in range(1, n_blocks + 1)]
 
 
@@ -180,6 +182,7 @@ class ShakeDrop(nn.Module):
             own in the same state.
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If an option is out of range.
 
     Example:
@@ -198,16 +201,15 @@ class ShakeDrop(nn.Module):
         per: str = "image",
         generator: Generator | None = None,
     ) -> None:
-        if not 0 <= keep_probability <= 1:
-            raise ValueError(
-                f"ShakeDrop: expected keep_probability in [0, 1], got {keep_probability}"
-            )
+        check_number("ShakeDrop", "keep_probability", keep_probability, low=0, high=1)
         for name, bounds in (("alpha_range", alpha_range), ("beta_range", beta_range)):
-            if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
-                raise ValueError(f"ShakeDrop: expected finite {name} (low, high), got {bounds}")
+            if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+                raise ValueError(f"ShakeDrop: expected {name} (low, high), got {bounds!r}")
+            check_number("ShakeDrop", f"low of {name}", bounds[0])
+            check_number("ShakeDrop", f"high of {name}", bounds[1], low=bounds[0])
         _check_choice("ShakeDrop", "per", per, tuple(_LEVELS))
         super().__init__()
-        self.keep_probability = keep_probability
+        self.keep_probability = float(keep_probability)
         self.alpha_range = alpha_range
         self.beta_range = beta_range
         self.per = per
@@ -281,8 +283,7 @@ def _draw(shape: tuple[int, ...], device: torch.device, generator: Generator | N
         return torch.rand(shape, dtype=torch.float32, device=device)
     # torch.compile breaks its graph at generators.
     drawn = torch.rand(shape, dtype=torch.float32, generator=generator, device=generator.device)
-    # Towards the CPU, a copy that nobody waits for could be read before it is there.
-    return drawn.to(device, non_blocking=device.type != "cpu")
+    return moved(drawn, device)
 
 
 def _check_shake(what: str, forward: str, backward: str, per: str) -> None:

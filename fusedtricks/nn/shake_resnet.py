@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fusedtricks._checks import check_module
+from fusedtricks.nn.resnet_blocks import check_counts, convolution
 from fusedtricks.nn.shake import ShakeShake
 
 __all__ = ["ShakeShakeBlock", "ShakeShakeResNet"]
@@ -30,7 +32,8 @@ class ShakeShakeResNet(nn.Module):
             Shake-Shake-Image.
 
     Raises:
-        ValueError: If `width` is odd, or `blocks` is empty.
+        TypeError: If an argument is of another type.
+        ValueError: If a number is below 1, `width` is odd, or `blocks` is empty.
 
     Example:
         >>> ShakeShakeResNet(1, 10, width=8, blocks=(1, 1))(torch.zeros(5, 1, 8, 8)).shape
@@ -49,12 +52,13 @@ class ShakeShakeResNet(nn.Module):
         blocks: Sequence[int] = (4, 4, 4),
         shake: ShakeShake | None = None,
     ) -> None:
-        if width < 2 or width % 2:
+        counts = {"in_channels": in_channels, "n_classes": n_classes, "width": width}
+        check_counts("ShakeShakeResNet", {"blocks": blocks}, **counts)
+        if width % 2:
             raise ValueError(f"ShakeShakeResNet: expected an even width, got {width}")
-        if not blocks:
-            raise ValueError("ShakeShakeResNet: expected blocks of at least one stage, got none")
-        super().__init__()
         shake = ShakeShake() if shake is None else shake
+        check_module("ShakeShakeResNet", "shake", shake)
+        super().__init__()
         self.stem = nn.Sequential(*_conv_norm(in_channels, _STEM_WIDTH, stride=1))
         self.stages = nn.ModuleList()
         width_in = _STEM_WIDTH
@@ -122,8 +126,8 @@ class ShiftedShortcut(nn.Module):
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
-        self.plain = _convolution(width_in, width_out // 2, 1, stride)
-        self.shifted = _convolution(width_in, width_out // 2, 1, stride)
+        self.plain = convolution(width_in, width_out // 2, 1, stride=stride)
+        self.shifted = convolution(width_in, width_out // 2, 1, stride=stride)
         self.norm = nn.BatchNorm2d(width_out)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -141,13 +145,4 @@ def _branch(width_in: int, width_out: int, stride: int) -> nn.Sequential:
 
 
 def _conv_norm(width_in: int, width_out: int, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    return _convolution(width_in, width_out, 3, stride), nn.BatchNorm2d(width_out)
-
-
-def _convolution(width_in: int, width_out: int, kernel_size: int, stride: int) -> nn.Conv2d:
-    # The normalisation's bias makes one in the convolution useless.
-    convolution = nn.Conv2d(
-        width_in, width_out, kernel_size, stride, padding=kernel_size // 2, bias=False
-    )
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return convolution
+    return convolution(width_in, width_out, 3, stride=stride), nn.BatchNorm2d(width_out)

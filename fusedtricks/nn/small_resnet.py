@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from fusedtricks.nn.resnet_blocks import check_counts
 from fusedtricks.nn.resnets import ResNet
 
 __all__ = ["SmallResNet"]
@@ -23,7 +24,8 @@ class SmallResNet(ResNet):
         blocks: Blocks of each stage. Default (1, 2, 6), in all 1.9 M parameters in 65 tensors.
 
     Raises:
-        ValueError: If `widths` and `blocks` differ in length, or are empty.
+        TypeError: If an argument is of another type.
+        ValueError: If a number is below 1, or `widths` and `blocks` differ in length or are empty.
 
     Example:
         >>> import torch
@@ -41,10 +43,8 @@ class SmallResNet(ResNet):
         widths: Sequence[int] = (32, 64, 128),
         blocks: Sequence[int] = (1, 2, 6),
     ) -> None:
-        if not widths or len(widths) != len(blocks):
-            raise ValueError(
-                f"SmallResNet: expected widths and blocks of one length, got {widths} and {blocks}"
-            )
+        # Once more, since `ResNet` would call the blocks layers.
+        check_counts("SmallResNet", {"widths": widths, "blocks": blocks})
         super().__init__(
             "basic",
             blocks,

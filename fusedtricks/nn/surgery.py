@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from fusedtricks._checks import check_bool, check_module, check_whole
 from fusedtricks.nn.blur_pool import BlurPool, MaxBlurPool
 from fusedtricks.nn.resnet_blocks import find_residual_blocks, is_a
 
@@ -71,6 +72,7 @@ def apply_blurpool(
         The model, with one `BlurPool` for each layer that was replaced.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If `filt_size` is below 2, the model has no ResNet, or nothing is left to
             replace, as after a first call; the model is as before then.
 
@@ -85,10 +87,10 @@ def apply_blurpool(
 
     Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", section 3, figure 2.
     """
-    if filt_size < 2:
-        raise ValueError(
-            f"apply_blurpool: expected filt_size of at least 2, got {filt_size}, which is no blur"
-        )
+    check_module("apply_blurpool", "model", model)
+    check_whole("apply_blurpool", "filt_size", filt_size, 2)
+    check_bool("apply_blurpool", "stem_conv", stem_conv)
+    check_bool("apply_blurpool", "verbose", verbose)
     plan: _Plan = {}
     resnets = {
         name: module

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedtricks._host import moved
 from fusedtricks.optim.plan_parts import (
     Batch,
     Findings,
@@ -32,8 +33,7 @@ __all__ = ["GroupValues", "Plan", "StepResult"]
 def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     if tensor is None or tensor.device == device:
         return tensor
-    # Waits only for a value that the host reads next.
-    return tensor.to(device, non_blocking=device.type != "cpu")
+    return moved(tensor, device)
 
 
 def _as_tensor(lr: Any) -> Tensor:

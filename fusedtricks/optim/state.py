@@ -57,6 +57,32 @@ class StateMixin:
             # Not replaced: a plan or a captured graph counts in it.
             self._record.skipped_on_device.zero_()
 
+    def skip_flags(self) -> list[Tensor]:
+        """Return what may say that the last step was skipped: it was if one of them is not 0.
+
+        They may be on any device, and of any dtype. Where no step can be skipped there is none.
+        """
+        flags = [getattr(self, "found_inf", None)]  # of torch's GradScaler, during a step
+        if self._record.can_skip:
+            flags.append(self._record.nonfinite)
+        return [torch.as_tensor(flag) for flag in flags if flag is not None]
+
+    def master_of(self, param: Tensor, group: dict[str, Any] | None = None) -> Tensor | None:
+        """Return the float32 copy that steps update in place of a parameter; None without one.
+
+        Args:
+            param: One of this optimizer's, which is the copy rounded.
+            group: The group that it is in. Default: looked for in all.
+        """
+        master = self.state.get(param, {}).get("master_param")
+        if master is None:
+            return None
+        if group is None:
+            groups = self.param_groups
+            group = next(g for g in groups if any(each is param for each in g["params"]))
+        # One that has been turned off stays in the state.
+        return master if group["master_weights"] else None
+
     def _has_master(self, entry: Entry) -> bool:
         return entry.group["master_weights"] and entry.param.dtype in (
             torch.float16,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fusedtricks._extras import require
+from fusedtricks.report.figure import save_figure
 
 __all__ = ["draw_filters"]
 
@@ -52,8 +53,7 @@ def draw_filters(weight: Tensor, file: str | PathLike[str] | IO[bytes]) -> None:
     for axes in grid.flat:
         axes.set_axis_off()
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.99, wspace=0.08, hspace=0.08)
-    options = {} if isinstance(file, str | PathLike) else {"format": "png"}
-    figure.savefig(file, dpi=_DPI, **options)
+    save_figure(figure, file, _DPI)
 
 
 def _as_images(weight: Tensor) -> Tensor:

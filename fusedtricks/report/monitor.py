@@ -7,6 +7,7 @@ from os import PathLike
 from typing import IO, Any
 
 from fusedtricks._extras import require
+from fusedtricks.report.figure import save_figure
 
 __all__ = ["draw_histograms", "draw_monitor"]
 
@@ -62,7 +63,7 @@ def draw_monitor(state: dict[str, Any], file: str | PathLike[str] | IO[bytes]) -
         axes.set(xlabel="updates", title=title)
         axes.grid(alpha=0.3)
     _draw_legend(grid[3], layers, colors)
-    _save(figure, file)
+    save_figure(figure, file, _DPI)
 
 
 def draw_histograms(
@@ -114,7 +115,7 @@ def draw_histograms(
         axes.set_axis_off()
     figure.supxlabel("updates", fontsize="medium")
     figure.supylabel(kind, fontsize="medium")
-    _save(figure, file)
+    save_figure(figure, file, _DPI)
 
 
 def _check_state(owner: str, state: Any, keys: tuple[str, ...]) -> None:
@@ -231,8 +232,3 @@ def _histograms(state: dict[str, Any], layer: str, kind: str) -> list[tuple[int,
 def _layers(state: dict[str, Any]) -> list[str]:
     """Return the names of all recorded layers, in the order in which they were recorded."""
     return list(dict.fromkeys(name for record in state["records"] for name in record["layers"]))
-
-
-def _save(figure: Any, file: str | PathLike[str] | IO[bytes]) -> None:
-    options = {} if isinstance(file, str | PathLike) else {"format": "png"}
-    figure.savefig(file, dpi=_DPI, **options)

@@ -4,8 +4,11 @@ from os import PathLike
 from typing import IO, Any
 
 from fusedtricks._extras import require
+from fusedtricks.report.figure import save_figure
 
 __all__ = ["draw_range_test"]
+
+_DPI = 150
 
 _MARKS = {
     "steepest": {"color": "tab:green", "marker": "o"},
@@ -49,8 +52,7 @@ def draw_range_test(result: dict[str, Any], file: str | PathLike[str] | IO[bytes
     axes.set(xlabel="learning rate", ylabel="loss", title=f"Range test, ended: {result['reason']}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    options = {} if isinstance(file, str | PathLike) else {"format": "png"}
-    figure.savefig(file, dpi=150, **options)
+    save_figure(figure, file, _DPI)
 
 
 def _mark(axes: Any, suggestions: dict[str, Any], lrs: list[float], smoothed: list[float]) -> None:

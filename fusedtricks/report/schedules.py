@@ -6,6 +6,7 @@ from os import PathLike
 from typing import IO, Any
 
 from fusedtricks._extras import require
+from fusedtricks.report.figure import save_figure
 
 __all__ = ["draw_schedules"]
 
@@ -79,8 +80,7 @@ def draw_schedules(
     if labels:
         _add_legend(figure, axes, labels)
     if file is not None:
-        options = {} if isinstance(file, str | PathLike) else {"format": "png"}
-        figure.savefig(file, dpi=_DPI, **options)
+        save_figure(figure, file, _DPI)
     return figure
 
 

@@ -4,8 +4,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
+from fusedtricks._checks import check_whole
 from fusedtricks.train.loss_curve import LossCurve
 
 __all__ = ["Finding", "diagnose"]
@@ -19,10 +19,10 @@ _CHANCE = 0.9
 _RISE = 0.1
 # ... or has lost so much of what it had gained.
 _LOST = 0.25
-# A slow start: the first tenth of the fall takes a fifth of the run. A straight line takes a tenth,
-# an exponential decay less.
+# A slow start: the first tenth of the fall, or what noise explains if that is more, takes twice the
+# time that it takes on a straight line. An exponential decay is faster than the line.
 _ONSET_FALL = 0.1
-_ONSET_TIME = 0.2
+_ONSET_TIME = 2.0
 # Not converged: the mean of the last quarter is still so much of the fall below that of the quarter
 # before. An exponential decay does that if the run is shorter than about three time constants, with
 # 5 % of the fall left to gain.
@@ -87,7 +87,7 @@ def diagnose(
 
     Raises:
         ValueError: If there are too few losses, or n_classes is below 2.
-        TypeError: If n_classes is no int.
+        TypeError: If n_classes is no whole number.
 
     Example:
         >>> losses = [2.3] * 30 + [2.3 * 0.9**i for i in range(70)]
@@ -98,10 +98,8 @@ def diagnose(
         curves of a bug, a slow start, and a run that has not converged; Prechelt 1998, "Early
         Stopping - But When?", section 2, GL.
     """
-    if n_classes is not None and not isinstance(n_classes, Integral):
-        raise TypeError(f"diagnose: expected n_classes to be an int, got {n_classes!r}")
-    if n_classes is not None and n_classes < 2:
-        raise ValueError(f"diagnose: expected n_classes of at least 2, got {n_classes}")
+    if n_classes is not None:
+        check_whole("diagnose", "n_classes", n_classes, 2)
     values = _numbers("losses", losses, _FEWEST, "take the losses of batches instead of epochs")
     val_values = None
     if val_losses is not None:
@@ -184,10 +182,10 @@ def _not_training(curve: LossCurve, n_classes: int | None) -> Finding | None:
 
 
 def _slow_start(curve: LossCurve) -> Finding | None:
-    first_part = _ONSET_FALL * curve.fall
+    first_part = max(_ONSET_FALL * curve.fall, curve.explained)
     onset = next(i for i, level in enumerate(curve.levels) if curve.start - level >= first_part)
     share = onset / len(curve.levels)
-    if share < _ONSET_TIME or not curve.is_clear(first_part):
+    if share < _ONSET_TIME * first_part / curve.fall:
         return None
     return Finding(
         "slow start",

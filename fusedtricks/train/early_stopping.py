@@ -2,10 +2,14 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fusedtricks._checks import check_module, check_number, check_whole
 
 __all__ = ["EarlyStopping"]
 
@@ -51,7 +55,7 @@ class EarlyStopping:
 
     Raises:
         ValueError: If an argument is out of range.
-        TypeError: If patience is no int, or min_delta no number.
+        TypeError: If patience is no whole number, or min_delta no number.
 
     Example:
         >>> stopper = EarlyStopping(2)
@@ -69,18 +73,10 @@ class EarlyStopping:
     """
 
     def __init__(self, patience: int, *, mode: str = "min", min_delta: float = 0.0) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int):
-            raise TypeError(f"EarlyStopping: expected patience to be an int, got {patience!r}")
-        if patience < 1:
-            raise ValueError(f"EarlyStopping: expected patience of at least 1, got {patience}")
+        check_whole("EarlyStopping", "patience", patience, 1)
         if mode not in _MODES:
             raise ValueError(f"EarlyStopping: expected mode 'min' or 'max', got {mode!r}")
-        if isinstance(min_delta, bool) or not isinstance(min_delta, int | float):
-            raise TypeError(f"EarlyStopping: expected min_delta to be a number, got {min_delta!r}")
-        if not 0 <= min_delta < math.inf:
-            raise ValueError(
-                f"EarlyStopping: expected min_delta of at least 0, and finite, got {min_delta}"
-            )
+        check_number("EarlyStopping", "min_delta", min_delta, low=0)
         self.patience = patience
         self.mode = mode
         self.min_delta = min_delta
@@ -108,7 +104,8 @@ class EarlyStopping:
             value: A number, or a tensor with one element; reading one on a GPU waits for it. None
                 on ranks other than 0.
             model: If it is the best so far, a copy of its `state_dict()` is made, exact, where its
-                tensors are: that takes as much memory as the model. Default None: no copy.
+                tensors are: that takes as much memory as the model, and twice that until the older
+                copy is freed. Default None: no copy.
 
         Returns:
             `should_stop`.
@@ -117,15 +114,14 @@ class EarlyStopping:
             TypeError: If the value is no number, or model is no module.
             ValueError: If the value has several elements.
         """
-        if model is not None and not isinstance(model, nn.Module):
-            raise TypeError(f"step: expected model to be a module, got {type(model).__name__}")
+        if model is not None:
+            check_module("step", "model", model)
         number = _agreed(value)
         is_finite = math.isfinite(number)
         if is_finite and self._is_better(number, self.best, 0.0):
-            self.best, self.best_step = number, self._n_steps
-            self._model = None  # Frees the old copy before there is a new one.
-            if model is not None:
-                self._model = _copy(model.state_dict())
+            # First: if the memory does not suffice, the older copy still belongs to `best`.
+            copied = None if model is None else _copy(model.state_dict())
+            self.best, self.best_step, self._model = number, self._n_steps, copied
         if is_finite and self._is_better(number, self._reference, self.min_delta):
             self._reference = number
             self.n_bad = 0
@@ -140,7 +136,8 @@ class EarlyStopping:
         The optimizer's state stays: it belongs to later weights.
 
         Raises:
-            RuntimeError: If there is no copy, or it is of another model.
+            RuntimeError: If there is no copy, or it is of another model: other names, or other
+                shapes. Nothing has changed then.
         """
         if self._model is None:
             reason = "no value was finite" if self.best is None else "step() got no model with it"
@@ -148,6 +145,7 @@ class EarlyStopping:
                 f"restore: there is no copy of the best model, because {reason}; call "
                 "step(value, model) after each evaluation"
             )
+        _check_fits(self._model, model.state_dict())
         model.load_state_dict(self._model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,7 +167,8 @@ class EarlyStopping:
         """Go on from a saved position, with the patience and min_delta of this object.
 
         Raises:
-            ValueError: If it is no such state, or that of another mode. Nothing has changed then.
+            ValueError, TypeError: If it is no such state, or that of another mode. Nothing has
+                changed then.
         """
         missing = [name for name in _KEYS if name not in state]
         if missing:
@@ -182,6 +181,7 @@ class EarlyStopping:
                 f"load_state_dict: expected a state with mode={self.mode!r}, as this object has, "
                 f"got mode={state['mode']!r}"
             )
+        _check_values(state)
         self.best = state["best"]
         self.best_step = state["best_step"]
         self.n_bad = state["n_bad"]
@@ -193,6 +193,43 @@ class EarlyStopping:
         if than is None:
             return True
         return value < than - by if self.mode == "min" else value > than + by
+
+
+def _check_values(state: dict[str, Any]) -> None:
+    """Refuse values that `state_dict` never returns."""
+    owner = "load_state_dict"
+    for name in ("n_bad", "n_steps"):
+        check_whole(owner, name, state[name], 0)
+    names = ("best", "best_step", "reference")
+    is_none = [state[name] is None for name in names]
+    if any(is_none) and not all(is_none):
+        given = ", ".join(f"{name}={state[name]!r}" for name in names)
+        raise ValueError(f"{owner}: expected all of them or none to be None, got {given}")
+    if not any(is_none):
+        check_number(owner, "best", state["best"])
+        check_number(owner, "reference", state["reference"])
+        check_whole(owner, "best_step", state["best_step"], 0, state["n_steps"] - 1)
+    if state["model"] is not None and not isinstance(state["model"], Mapping):
+        kind = type(state["model"]).__name__
+        raise TypeError(f"{owner}: expected model to be a dict of tensors, or None, got {kind}")
+
+
+def _check_fits(best: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse a copy of another model, of which torch would load the part that fits."""
+    for name in [*present, *best]:
+        if name not in present or name not in best:
+            whose = "the copy" if name in best else "the model"
+            raise RuntimeError(
+                f"restore: expected the model that step() got, but only {whose} has {name!r}"
+            )
+        ours, theirs = best[name], present[name]
+        # Parameters of lazy layers have no shape before the first batch, and take any.
+        has_shape = isinstance(ours, Tensor) and isinstance(theirs, Tensor) and not is_lazy(theirs)
+        if has_shape and ours.shape != theirs.shape:
+            raise RuntimeError(
+                f"restore: expected the model that step() got, whose {name!r} has shape "
+                f"{list(ours.shape)}, got one with {list(theirs.shape)}"
+            )
 
 
 def _agreed(value: float | Tensor | None) -> float:

@@ -9,8 +9,8 @@ __all__ = ["LossCurve"]
 
 # A curve is cut into so many stretches, whose medians are its levels: enough to see a flat start.
 _N_STRETCHES = 20
-# A difference of levels has to be so many standard errors: then pure noise seems to fall in 1 curve
-# of 200, or 1 of 50 if it has only 8 values.
+# A difference of levels has to be so many standard errors: then pure noise seems to fall in at most
+# 1 curve of 50 with up to 20 values, and 1 of 400 with 60 or more.
 _SIGNIFICANT = 5.0
 # Share of its start by which the loss has to fall to count as training at all.
 _FLAT = 0.02
@@ -67,9 +67,14 @@ class LossCurve:
         """Whether it does not fall, or too little to count as training."""
         return not self.is_clear(self.fall) or self.fall <= _FLAT * abs(self.start)
 
+    @property
+    def explained(self) -> float:
+        """The largest difference of two levels that noise explains."""
+        return _SIGNIFICANT * self.error
+
     def is_clear(self, difference: float) -> bool:
         """Return whether noise does not explain a difference of two levels."""
-        return difference > _SIGNIFICANT * self.error
+        return difference > self.explained
 
     def at(self, share: float) -> float:
         """Return the level after a share of the run."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fusedtricks._checks import check_bool, check_module, check_whole
 from fusedtricks.train.activations import (
     HISTOGRAM_EDGES,
     TensorStatistics,
@@ -19,6 +20,7 @@ from fusedtricks.train.activations import (
     finite_or_none,
     saturation_bounds,
 )
+from fusedtricks.train.monitor_state import check_monitor_state
 
 __all__ = ["Monitor"]
 
@@ -70,7 +72,7 @@ class Monitor:
 
     Raises:
         ValueError: If an argument is out of range, or no module has one of the names.
-        TypeError: If the model is no module, or layers is a string.
+        TypeError: If an argument is of another kind, such as a string for layers.
 
     Example:
         >>> monitor = Monitor(model, every=50)
@@ -98,16 +100,13 @@ class Monitor:
         max_values: int = 2**18,
         updates: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"Monitor: expected model to be a module, got {type(model).__name__}")
-        for name, value in (("every", every), ("max_values", max_values)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"Monitor: expected {name} to be an int of at least 1, got {value!r}"
-                )
+        check_module("Monitor", "model", model)
+        check_whole("Monitor", "every", every, 1)
+        check_whole("Monitor", "max_values", max_values, 1)
+        check_bool("Monitor", "updates", updates)
         self.model = model
-        self.every = every
-        self.max_values = max_values
+        self.every = int(every)
+        self.max_values = int(max_values)  # a small integer of NumPy would overflow
         self.updates = updates
         self._layers = chosen_layers(model, layers)
         self._n_updates = 0
@@ -133,15 +132,10 @@ class Monitor:
 
         Raises:
             ValueError: If the loss has several elements.
-            TypeError: If the loss is no number.
+            TypeError: If the loss is no real number.
             RuntimeError: If the update was due and no layer ran. Nothing is changed then.
         """
-        if loss is not None and not isinstance(loss, Tensor | Real):
-            raise TypeError(f"step: expected loss to be a number or a tensor, got {loss!r}")
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise ValueError(
-                f"step: expected loss to have one element, got shape {list(loss.shape)}; average it"
-            )
+        _check_loss(loss)
         if self._current is not None and not self._current.activations:
             raise RuntimeError(
                 "step: none of the layers ran in training mode with gradients in an update that "
@@ -153,18 +147,22 @@ class Monitor:
         if self._current is not None:
             self._current.finish(self._layers)
             self._waiting.append(self._current)
-            if len(self._waiting) * len(self._layers) >= _MAX_WAITING:
-                self._fetch_records()
         self._n_updates += 1
         self._begin()
+        # Last: if it fails, the update is finished, and what waits still does.
+        if len(self._waiting_losses) >= _MAX_WAITING:
+            self.losses()
+        if len(self._waiting) * len(self._layers) >= _MAX_WAITING:
+            self._fetch_records()
 
     def losses(self) -> list[float | None]:
         """Return the losses given to `step`; None for inf and NaN, as JSON has neither."""
-        waiting, self._waiting_losses = self._waiting_losses, []
+        waiting = self._waiting_losses
         fetched = iter(fetch([loss for loss in waiting if isinstance(loss, Tensor)]))
         self._losses += [
             finite_or_none(next(fetched) if isinstance(loss, Tensor) else loss) for loss in waiting
         ]
+        self._waiting_losses = []
         return list(self._losses)
 
     def records(self) -> list[dict[str, Any]]:
@@ -196,14 +194,10 @@ class Monitor:
         """Go on from a saved position.
 
         Raises:
-            ValueError: If it is no such state, or one with other bins. Nothing has changed then.
+            ValueError, TypeError: If it is no such state, or one with other bins. Nothing has
+                changed then.
         """
-        missing = {"n_updates", "losses", "records", "edges"} - state.keys()
-        if missing or list(state["edges"]) != list(HISTOGRAM_EDGES):
-            raise ValueError(
-                "load_state_dict: expected what Monitor.state_dict() of this version returned, got "
-                + (f"no {min(missing)!r}" if missing else "other bins of the histograms")
-            )
+        check_monitor_state(state)
         self._losses, self._waiting_losses = list(state["losses"]), []
         self._records, self._waiting = list(state["records"]), []
         self._n_updates = state["n_updates"]
@@ -262,13 +256,26 @@ class Monitor:
             # A copy: the caller may go on calculating with it.
             loss = loss.detach().reshape(()).clone()
         self._waiting_losses.append(loss if isinstance(loss, Tensor) else float(loss))
-        if len(self._waiting_losses) >= _MAX_WAITING:
-            self.losses()
 
     def _fetch_records(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting
         fetched = iter(fetch([tensor for update in waiting for tensor in update.tensors()]))
         self._records += [update.to_record(fetched) for update in waiting]
+        self._waiting = []
+
+
+def _check_loss(loss: Any) -> None:
+    is_number = isinstance(loss, Tensor | Real) and not isinstance(loss, bool)
+    if loss is not None and not is_number:
+        raise TypeError(f"step: expected loss to be a number or a tensor, got {loss!r}")
+    if not isinstance(loss, Tensor):
+        return
+    if loss.is_complex() or loss.dtype == torch.bool:
+        raise TypeError(f"step: expected loss to be real, got a tensor of {loss.dtype}")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"step: expected loss to have one element, got shape {list(loss.shape)}; average it"
+        )
 
 
 class _Hook:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from fusedtricks._checks import check_number, check_whole
 from fusedtricks._extras import require
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def best_on_border(study: "optuna.Study", *, margin: float = 0.05) -> list[OnBor
     Source: the notes of the course CS231n, "Neural Networks Part 3": careful with best values on
         the border.
     """
-    _check_number("best_on_border", "margin", margin)
+    check_number("best_on_border", "margin", margin)
     if not 0 <= margin < 0.5:
         raise ValueError(f"best_on_border: expected margin in [0, 0.5), got {margin}")
     trials, (best, *_) = _trials("best_on_border", study)
@@ -114,7 +115,7 @@ def refine(
     Raises:
         ValueError: If an argument is out of range, or the study has several objectives or no trial
             with a finite value.
-        TypeError: If study is no Optuna study, or shrink no number.
+        TypeError: If study is no Optuna study, shrink no number, or n_best no whole number.
         MissingExtraError: If Optuna is not installed.
 
     Example:
@@ -128,11 +129,10 @@ def refine(
         to fine; Bergstra & Bengio 2012, "Random Search for Hyper-Parameter Optimization", for
         drawing at random from the ranges.
     """
-    _check_number("refine", "shrink", shrink)
+    check_number("refine", "shrink", shrink)
     if not 0 < shrink < 1:
         raise ValueError(f"refine: expected shrink in (0, 1), got {shrink}")
-    if isinstance(n_best, bool) or not isinstance(n_best, int) or n_best < 1:
-        raise ValueError(f"refine: expected n_best to be an int of at least 1, got {n_best!r}")
+    check_whole("refine", "n_best", n_best, 1)
     trials, ranked = _trials("refine", study)
     best = ranked[:n_best]
     refined = {}
@@ -213,11 +213,6 @@ class _Range:
 
     def _from_scale(self, value: float) -> float:
         return math.exp(value) if self.last.log else value
-
-
-def _check_number(owner: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{owner}: expected {name} to be a number, got {value!r}")
 
 
 def _shown(value: float) -> str:

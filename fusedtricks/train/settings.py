@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from fusedtricks._checks import check_number, check_whole
+
 __all__ = ["DATA", "LABEL_SMOOTHING", "TRAIN_SIZE", "Settings"]
 
 # Training images after the split.
@@ -30,6 +32,7 @@ class Settings:
 
     Raises:
         ValueError: If a value is out of range; the text starts with the option's name.
+        TypeError: If lr or weight_decay is no number, or another one no whole number.
     """
 
     epochs: int = 12
@@ -41,6 +44,9 @@ class Settings:
     train_size: int = TRAIN_SIZE
 
     def __post_init__(self) -> None:
+        for name, value in self.as_dict().items():
+            if not isinstance(value, float):  # inf and NaN are named as options, below
+                check_number("Settings", name, value)
         _check("epochs", self.epochs, self.epochs >= 1, "at least 1", 12)
         sizes = f"10 to {TRAIN_SIZE}"
         is_size = 10 <= self.train_size <= TRAIN_SIZE
@@ -53,6 +59,8 @@ class Settings:
         _check("weight-decay", self.weight_decay, is_decay, "a finite number, at least 0", 0.05)
         _check("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1", 0)
         _check("threads", self.threads, 1 <= self.threads <= 256, "1 to 256", 4)
+        for name in ("epochs", "batch_size", "seed", "threads", "train_size"):
+            check_whole("Settings", name, getattr(self, name), 0)
 
     @classmethod
     def names(cls) -> set[str]:

@@ -11,12 +11,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
 
+from fusedtricks._checks import check_whole
 from fusedtricks.train.batches import Batches
 from fusedtricks.train.steppers import Stepper
 
 __all__ = ["DivergedError", "Trainer", "accuracy", "percentile", "weights_sha256"]
 
 EpochRecord = dict[str, float]
+
+_KEYS = (
+    "model",
+    "optimizer",
+    "scheduler",
+    "batches",
+    "history",
+    "step_s",
+    "train_s",
+    "loss_sum",
+)
 
 
 class DivergedError(RuntimeError):
@@ -37,7 +49,7 @@ class Trainer:
         batches: The training data.
         test_images: Shape (M, C, H, W).
         test_labels: Shape (M,), int64.
-        epochs: Length of the run.
+        epochs: Length of the run, at least 0.
         label_smoothing: Share of the target probability given to all classes alike. Default 0.
 
     Attributes:
@@ -46,6 +58,10 @@ class Trainer:
             last batch) and `step_ms` (median of the epoch).
         step_s: Wall time in seconds of clipping, centralizing and updating, one per batch.
         train_s: Wall time in seconds of the whole batch, forward and backward included.
+
+    Raises:
+        ValueError: If epochs is negative.
+        TypeError: If epochs is no whole number.
     """
 
     def __init__(
@@ -60,6 +76,7 @@ class Trainer:
         epochs: int,
         label_smoothing: float = 0.0,
     ) -> None:
+        check_whole("Trainer", "epochs", epochs, 0)
         self.model = model
         self.stepper = stepper
         self.scheduler = scheduler
@@ -75,8 +92,8 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all epochs are done."""
-        return len(self.history) == self.epochs
+        """Whether all epochs are done, or more, in a run that goes on with fewer."""
+        return len(self.history) >= self.epochs
 
     def run(
         self,
@@ -126,8 +143,15 @@ class Trainer:
         """Continue where the trainer that `state` is from was.
 
         Raises:
+            ValueError: If it is no such state. Nothing has changed then.
             ValueError, RuntimeError: If the state is that of another model.
         """
+        missing = [name for name in _KEYS if name not in state]
+        if missing:
+            raise ValueError(
+                "load_state_dict: expected what Trainer.state_dict() returned, got no "
+                f"{missing[0]!r}"
+            )
         self.model.load_state_dict(state["model"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
