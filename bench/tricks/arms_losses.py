@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from bench.tricks.arm import Arm, Predict
@@ -50,7 +49,6 @@ def _distilled(problem: Problem) -> Predict:
         teacher_logits = cache(update.images, update.indices, update.targets)
         return loss(update.logits, teacher_logits, update.targets)
 
-    torch.manual_seed(problem.seed)
     return fit(problem, loss=of_update)
 
 

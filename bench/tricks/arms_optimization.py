@@ -28,7 +28,7 @@ from fusedtricks.lr_scheduler import (
 __all__ = ["ARMS"]
 
 
-def _with(settings: str, name: str, **options: Any) -> Arm:
+def _with(name: str, settings: str, **options: Any) -> Arm:
     """Return the arm whose SGD has other options."""
     return Arm(name, settings, partial(fit, optimizer=partial(sgd, **options)))
 
@@ -51,11 +51,11 @@ _PLAIN_LR = LR / (1 - MOMENTUM)
 _QUARTER = N_UPDATES // 4
 
 ARMS = [
-    _with("clip_grad_norm=2", "clip_grad_norm", clip_grad_norm=2.0),
-    _with("clip_grad_value=0.1", "clip_grad_value", clip_grad_value=0.1),
-    _with("centralize_grad=True", "gradient_centralization", centralize_grad=True),
-    _with('centralize_grad="conv"', "gradient_centralization_conv", centralize_grad="conv"),
-    _with("weight_decay=0", "no_weight_decay", weight_decay=0.0),
+    _with("clip_grad_norm", "clip_grad_norm=2", clip_grad_norm=2.0),
+    _with("clip_grad_value", "clip_grad_value=0.1", clip_grad_value=0.1),
+    _with("gradient_centralization", "centralize_grad=True", centralize_grad=True),
+    _with("gradient_centralization_conv", 'centralize_grad="conv"', centralize_grad="conv"),
+    _with("no_weight_decay", "weight_decay=0", weight_decay=0.0),
     _by(
         "decoupled_decay",
         f"SGDW, weight_decay={WEIGHT_DECAY / (1 - MOMENTUM):g}, the same in the long run",
@@ -67,8 +67,10 @@ ARMS = [
         ),
     ),
     _by("no_bias_decay", "param_groups: norms and biases without decay", _no_bias_decay),
-    _with(f"momentum=0, lr={_PLAIN_LR:g}", "no_momentum", momentum=0.0, lr=_PLAIN_LR),
-    _with("nesterov=True", "nesterov", nesterov=True),
+    _with("no_momentum", f"momentum=0, lr={_PLAIN_LR:g}", momentum=0.0, lr=_PLAIN_LR),
+    _with("nesterov", "nesterov=True", nesterov=True),
+    _with("lower_lr", "lr=0.02", lr=0.02),
+    _with("higher_lr", "lr=0.2", lr=0.2),
     _by(
         "adagrad",
         "Adagrad, lr=0.02, no decay",
