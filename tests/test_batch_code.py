@@ -69,7 +69,7 @@ def test_a_batch_without_tricks_takes_few_instructions(compiled, target):
     counts = compiled["instructions"][target]
     assert 80 < counts["last to last"] < 8 * 22
     # Byte by byte from three planes; docs/batch.md has the figures for sm_90.
-    assert 4 < (counts["first to last"] - counts["last to last"]) / 8 < 12
+    assert 4 <= (counts["first to last"] - counts["last to last"]) / 8 <= 12
 
 
 def test_launches_compile_a_kernel_for_each_kind_of_plan_only(compiled):
