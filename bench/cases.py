@@ -18,6 +18,7 @@ class Case:
         n_states: Float32 state tensors per parameter.
         combined: Clip the global norm and centralize gradients too.
         masters: bfloat16 parameters and gradients, float32 master weights.
+        averaged: Move an exponential average of the parameters too.
         contenders: Keys of `bench.contenders.BUILDERS`.
         baseline: The contender that ratios refer to.
     """
@@ -28,6 +29,7 @@ class Case:
     n_states: int
     combined: bool = False
     masters: bool = False
+    averaged: bool = False
     contenders: tuple[str, ...] = ("ours", "torch-fused", "torch-foreach", "torch-loop")
     baseline: str = "torch-fused"
 
@@ -45,6 +47,15 @@ CASES = {
             2,
             combined=True,
             masters=True,
+        ),
+        Case(
+            "adamw-averaged",
+            "clip + centralize + AdamW + average of the weights",
+            "AdamW",
+            2,
+            combined=True,
+            averaged=True,
+            contenders=("ours", "ours-separate", "torch-fused", "torch-foreach", "torch-loop"),
         ),
         # torch has no fused RMSprop and no SGDW.
         Case(
@@ -97,11 +108,11 @@ class Traffic:
 def needed_traffic(case: Case) -> Traffic:
     """Return the least traffic of a case: each tensor once, the gradient once more to clip it.
 
-    The update reads gradient, parameter (or master) and states and writes all but the gradient;
-    with masters it writes the bfloat16 copy as well.
+    The update reads gradient, parameter (or master), states and average and writes all but the
+    gradient; with masters it writes the bfloat16 copy as well.
     """
     grad = 2 if case.masters else 4
-    kept = 4 * (1 + case.n_states)
+    kept = 4 * (1 + case.n_states + case.averaged)
     copy = 2 if case.masters else 0
     return Traffic(grad + kept, kept + copy, grad if case.combined else 0)
 
@@ -111,10 +122,11 @@ def composed_traffic(case: Case) -> Traffic:
 
     Clipping reads the gradient for the norm (4 bytes), then scales it (8); centralization reads
     it for the means (4), then subtracts them (8). Masters add a copy of the bfloat16 gradient
-    (6) and one back to the bfloat16 parameter (6).
+    (6) and one back to the bfloat16 parameter (6). Averaging reads the parameter (4) and moves the
+    average (8).
     """
     kept = 4 * (1 + case.n_states)
-    around = (24 if case.combined else 0) + (12 if case.masters else 0)
+    around = 24 * case.combined + 12 * case.masters + 12 * case.averaged
     return Traffic(4 + kept, kept, around)
 
 

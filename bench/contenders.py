@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .cases import Case
 from .workloads import Shape
 
 MAX_NORM = 1.0
+AVERAGE_DECAY = 0.999
 # Small rates: gradients stay the same over thousands of steps, and the weights must stay finite.
 OPTIONS = {
     "AdamW": {"lr": 1e-5, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.02},
@@ -31,7 +33,8 @@ class Contender:
 
     Attributes:
         step: Takes one whole step.
-        parameters: What the model would hold; the same values at the start for every contender.
+        parameters: What the model would hold, and its averages; the same values at the start for
+            every contender.
     """
 
     step: Callable[[], object]
@@ -63,7 +66,42 @@ def centralize_(parameters: list[Tensor]) -> None:
             parameter.grad.sub_(parameter.grad.mean(dim=dims, keepdim=True))
 
 
-def build_ours(case: Case, shapes: list[Shape], *, algorithm: str | None = None) -> Contender:
+def averaged_by_ours(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], *, separately: bool = False
+) -> Contender:
+    """Return a step with our average of the parameters, in its own pass or in the step's."""
+    model = nn.ParameterList(parameters)
+    ema = importlib.import_module("fusedtricks.nn").ModelEMA(model, decay=AVERAGE_DECAY)
+    if separately:
+        step = averaging(optimizer.step, ema, model)
+    else:
+        ema.follow(optimizer, model)
+        step = optimizer.step
+    return Contender(step, [*parameters, *ema.module.parameters()])
+
+
+def averaged_by_torch(step: Callable[[], object], parameters: list[Tensor]) -> Contender:
+    """Return a step with torch's average of the parameters after it."""
+    model = nn.ParameterList(parameters)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
+    return Contender(averaging(step, average, model), [*parameters, *average.module.parameters()])
+
+
+def averaging(
+    step: Callable[[], object], average: AveragedModel, model: nn.Module
+) -> Callable[[], None]:
+    """Return a step that updates an averaged model after it."""
+
+    def averaged_step() -> None:
+        step()
+        average.update_parameters(model)
+
+    return averaged_step
+
+
+def build_ours(
+    case: Case, shapes: list[Shape], *, algorithm: str | None = None, separately: bool = False
+) -> Contender:
     """Return our step: clipping, centralization and masters are options of the optimizer."""
     algorithm = algorithm or case.algorithm
     optim = importlib.import_module("fusedtricks.optim")
@@ -73,7 +111,10 @@ def build_ours(case: Case, shapes: list[Shape], *, algorithm: str | None = None)
         options |= {"clip_grad_norm": MAX_NORM, "centralize_grad": True}
     if case.masters:
         options["master_weights"] = True
-    return Contender(getattr(optim, algorithm)(parameters, **options).step, parameters)
+    optimizer = getattr(optim, algorithm)(parameters, **options)
+    if case.averaged:
+        return averaged_by_ours(optimizer, parameters, separately=separately)
+    return Contender(optimizer.step, parameters)
 
 
 def build_torch(case: Case, shapes: list[Shape], **implementation: bool) -> Contender:
@@ -81,7 +122,8 @@ def build_torch(case: Case, shapes: list[Shape], **implementation: bool) -> Cont
     if case.masters:
         return _build_torch_masters(case, shapes, implementation)
     parameters = make_parameters(shapes)
-    return Contender(_torch_step(case, parameters, implementation), parameters)
+    step = _torch_step(case, parameters, implementation)
+    return averaged_by_torch(step, parameters) if case.averaged else Contender(step, parameters)
 
 
 def _torch_step(
@@ -127,6 +169,7 @@ def _build_torch_masters(
 
 BUILDERS: dict[str, Callable[[Case, list[Shape]], Contender]] = {
     "ours": build_ours,
+    "ours-separate": lambda case, shapes: build_ours(case, shapes, separately=True),
     "ours-sgd": lambda case, shapes: build_ours(case, shapes, algorithm="SGD"),
     "torch-fused": lambda case, shapes: build_torch(case, shapes, fused=True),
     "torch-foreach": lambda case, shapes: build_torch(case, shapes, foreach=True),

@@ -107,8 +107,8 @@ PYBIND11_MODULE(_C, module) {
           py::arg("op"), py::arg("n_groups"), py::arg("skips_on_device"))
       .def("add", &Plan::add, py::arg("param"), py::arg("group"))
       .def(
-          "bind", &Plan::bind, py::arg("batch"), py::arg("master"), py::arg("states"),
-          py::arg("step"), py::arg("owner"), py::arg("watched"))
+          "bind", &Plan::bind, py::arg("batch"), py::arg("master"), py::arg("average"),
+          py::arg("states"), py::arg("step"), py::arg("owner"), py::arg("watched"))
       .def("seal", &Plan::seal, py::arg("state"))
       .def(
           "step",
@@ -116,13 +116,14 @@ PYBIND11_MODULE(_C, module) {
              const GroupValues& values, bool sweeps_grads, bool skips_nonfinite,
              std::optional<double> clip_value, std::optional<double> max_norm,
              std::optional<at::Tensor> grad_scale, std::optional<at::Tensor> found_inf,
-             std::optional<at::Tensor> skipped_steps) {
+             std::optional<at::Tensor> skipped_steps, double average_weight) {
             return plan.step(
                 param_groups, state, values,
                 {sweeps_grads, skips_nonfinite, clip_value, max_norm, std::move(grad_scale),
-                 std::move(found_inf), std::move(skipped_steps)});
+                 std::move(found_inf), std::move(skipped_steps), average_weight});
           },
           py::arg("param_groups"), py::arg("state"), py::arg("values"), py::arg("sweeps_grads"),
           py::arg("skips_nonfinite"), py::arg("clip_value"), py::arg("max_norm"),
-          py::arg("grad_scale"), py::arg("found_inf"), py::arg("skipped_steps"));
+          py::arg("grad_scale"), py::arg("found_inf"), py::arg("skipped_steps"),
+          py::arg("average_weight"));
 }

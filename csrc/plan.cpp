@@ -15,9 +15,10 @@ namespace {
 using OptionalTensor = std::optional<at::Tensor>;
 using StepOp = void(
     at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::IntArrayRef, at::TensorList,
-    at::TensorList, at::ArrayRef<double>, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
-    at::IntArrayRef, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-    std::optional<double>, const OptionalTensor&, const OptionalTensor&);
+    at::IntArrayRef, at::TensorList, at::TensorList, at::ArrayRef<double>, at::IntArrayRef,
+    at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, std::optional<double>, double, const OptionalTensor&,
+    const OptionalTensor&);
 using StatisticsOp = std::tuple<at::Tensor, at::Tensor>(
     at::TensorList, at::IntArrayRef, at::IntArrayRef, const OptionalTensor&, std::optional<double>);
 using FinalizeOp =
@@ -66,6 +67,12 @@ bool fits(const at::Tensor& tensor, at::IntArrayRef sizes) {
   return tensor.sizes() == sizes && at::has_internal_overlap(tensor) != at::MemOverlap::Yes;
 }
 
+// Whether an op would take `average` as that of `param`.
+bool fits_beside(const at::Tensor& average, const at::Tensor& param) {
+  return average.layout() == at::kStrided && average.device() == param.device() &&
+         has_supported_dtype(average) && fits(average, param.sizes());
+}
+
 // Waits only for a value that the host reads next: that of a mixture of CPU and GPU parameters.
 OptionalTensor to_device(const OptionalTensor& tensor, c10::Device device) {
   if (!tensor.has_value() || tensor->device() == device) return tensor;
@@ -93,12 +100,13 @@ void Plan::add(const py::object& param, int64_t group) {
 }
 
 void Plan::bind(
-    int64_t batch, std::optional<at::Tensor> master, std::vector<at::Tensor> states,
-    std::optional<at::Tensor> step, const std::optional<py::dict>& owner,
-    const std::vector<std::string>& watched) {
+    int64_t batch, std::optional<at::Tensor> master, std::optional<at::Tensor> average,
+    std::vector<at::Tensor> states, std::optional<at::Tensor> step,
+    const std::optional<py::dict>& owner, const std::vector<std::string>& watched) {
   Entry& entry = entries_.back();
   entry.batch = batch;
   entry.master = std::move(master);
+  entry.average = std::move(average);
   entry.states = std::move(states);
   entry.step = std::move(step);
   entry.bound = true;
@@ -127,6 +135,7 @@ void Plan::Batch::release() {
 template <class Fetch>
 void Plan::Entry::for_each_state(const Fetch& fetch) const {
   if (master.has_value()) fetch(master->unsafeGetTensorImpl());
+  if (average.has_value()) fetch(average->unsafeGetTensorImpl());
   for (const at::Tensor& state : states) fetch(state.unsafeGetTensorImpl());
   if (step.has_value()) fetch(step->unsafeGetTensorImpl());
 }
@@ -190,6 +199,8 @@ bool Plan::take(Entry& entry, const at::Tensor& param) {
   }
   // Others wrote to the parameter, and its master has to follow.
   if (entry.master.has_value() && version_of(param) != entry.version) return false;
+  // The average belongs to someone else, who may have moved it.
+  if (entry.average.has_value() && !fits_beside(*entry.average, param)) return false;
   if (batches_.size() > 1) {
     // An op checks its own tensors only; the first must not have written when the second refuses.
     if (!fits(param, param.sizes())) return false;
@@ -208,8 +219,10 @@ bool Plan::take(Entry& entry, const at::Tensor& param) {
 void Plan::refill() {
   for (Batch& batch : batches_) {
     batch.states.clear();
+    batch.averages.clear();
     batch.steps.clear();
     batch.model_index.clear();
+    batch.average_index.clear();
     batch.group_sizes.assign(n_groups_, 0);
   }
   std::vector<int64_t> sizes(batches_.size(), 0);
@@ -218,6 +231,10 @@ void Plan::refill() {
     Batch& batch = batches_[entry.batch];
     const int64_t index = sizes[entry.batch]++;
     if (entry.master.has_value()) batch.model_index.push_back(index);
+    if (entry.average.has_value()) {
+      batch.averages.push_back(*entry.average);
+      batch.average_index.push_back(index);
+    }
     batch.states.insert(batch.states.end(), entry.states.begin(), entry.states.end());
     if (entry.step.has_value()) batch.steps.push_back(*entry.step);
     ++batch.group_sizes[entry.group];
@@ -309,11 +326,12 @@ void Plan::update(const GroupValues& values, const StepOptions& options, const F
       std::swap(skipped_steps, counter);
     }
     op.call(
-        batch.params, batch.grads, batch.states, batch.models, batch.model_index, batch.steps, lr_,
-        values.hyper, values.variants, batch.group_sizes, values.maximize, values.centralize,
-        row_means, to_device(findings.coefficient, device), to_device(options.grad_scale, device),
-        options.clip_value, to_device(findings.found_inf, device), counter);
-    for (const auto* list : {&batch.params, &batch.states, &batch.models}) {
+        batch.params, batch.grads, batch.states, batch.models, batch.model_index, batch.averages,
+        batch.average_index, batch.steps, lr_, values.hyper, values.variants, batch.group_sizes,
+        values.maximize, values.centralize, row_means, to_device(findings.coefficient, device),
+        to_device(options.grad_scale, device), options.clip_value, options.average_weight,
+        to_device(findings.found_inf, device), counter);
+    for (const auto* list : {&batch.params, &batch.states, &batch.models, &batch.averages}) {
       for (const at::Tensor& tensor : *list) bump_version(tensor);
     }
   }

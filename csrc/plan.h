@@ -38,6 +38,7 @@ struct StepOptions {
   std::optional<double> clip_value, max_norm;
   std::optional<at::Tensor> grad_scale, found_inf;
   std::optional<at::Tensor> skipped_steps;  // counts what is skipped on the device
+  double average_weight = 0;
 };
 
 // `done` is false if the plan is stale and nothing was changed.
@@ -55,11 +56,12 @@ class Plan {
 
   // One call per parameter of every group, in order; `bind` gives the last one its tensors.
   void add(const py::object& param, int64_t group);
-  // `master` takes the parameter's place in the update; `owner` is the dict of `watched` keys.
+  // `master` takes the parameter's place in the update, `average` follows it; `owner` is the dict
+  // of `watched` keys.
   void bind(
-      int64_t batch, std::optional<at::Tensor> master, std::vector<at::Tensor> states,
-      std::optional<at::Tensor> step, const std::optional<py::dict>& owner,
-      const std::vector<std::string>& watched);
+      int64_t batch, std::optional<at::Tensor> master, std::optional<at::Tensor> average,
+      std::vector<at::Tensor> states, std::optional<at::Tensor> step,
+      const std::optional<py::dict>& owner, const std::vector<std::string>& watched);
   void seal(const py::dict& state);
 
   StepResult step(
@@ -80,7 +82,7 @@ class Plan {
     const c10::TensorImpl* impl;
     at::ScalarType dtype;
     c10::Device device;
-    std::optional<at::Tensor> master, step;
+    std::optional<at::Tensor> master, average, step;
     std::vector<at::Tensor> states;
     py::object owner;
     std::vector<Watched> watched;
@@ -96,8 +98,8 @@ class Plan {
   // The argument lists of one op call. States and what follows stay from step to step.
   struct Batch {
     std::vector<at::Tensor> params, grads, models;
-    std::vector<at::Tensor> states, steps;
-    std::vector<int64_t> model_index, group_sizes;
+    std::vector<at::Tensor> states, averages, steps;
+    std::vector<int64_t> model_index, average_index, group_sizes;
     at::Tensor row_means;
     void release();
   };

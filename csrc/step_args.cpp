@@ -113,7 +113,35 @@ void check_lengths(const std::string& op, const StepRequest& r, int64_t n_states
   TORCH_CHECK_VALUE(
       r.model_params.size() == r.model_index.size(), op, ": expected one model_index for each of ",
       r.model_params.size(), " model_params, got ", r.model_index.size());
+  TORCH_CHECK_VALUE(
+      r.averages.size() == r.average_index.size(), op, ": expected one average_index for each of ",
+      r.averages.size(), " averages, got ", r.average_index.size());
 }
+
+// Walks along the tensors that only some parameters have, while these are visited in order.
+class Optionals {
+ public:
+  Optionals(const char* index_name, at::TensorList tensors, at::IntArrayRef index)
+      : index_name_(index_name), tensors_(tensors), index_(index) {}
+
+  // That of parameter i, null if it has none.
+  const at::Tensor* take(size_t i) {
+    if (next_ == index_.size() || index_[next_] != static_cast<int64_t>(i)) return nullptr;
+    return &tensors_[next_++];
+  }
+
+  void check_all_taken(const std::string& op, size_t n_params) const {
+    TORCH_CHECK_VALUE(
+        next_ == index_.size(), op, ": expected ", index_name_, " to increase and to be below ",
+        n_params, ", got ", index_);
+  }
+
+ private:
+  const char* index_name_;
+  at::TensorList tensors_;
+  at::IntArrayRef index_;
+  size_t next_ = 0;
+};
 
 void check_counter(
     const std::string& op, const std::optional<at::Tensor>& counter, c10::Device device) {
@@ -268,7 +296,8 @@ std::vector<TensorArgs> view_step(
   check_lengths(op, r, n_states);
   check_counter(op, r.skipped_steps, device);
   std::vector<TensorArgs> views(r.params.size());
-  size_t model = 0;
+  Optionals models("model_index", r.model_params, r.model_index);
+  Optionals averages("average_index", r.averages, r.average_index);
   int64_t row = 0;
   for_each_tensor(op, views.size(), r.group_sizes, [&](size_t i, size_t g) {
     const at::Tensor& original = r.params[i];
@@ -289,10 +318,13 @@ std::vector<TensorArgs> view_step(
       check_tensor({op, "a state of parameter", i}, state, sizes, device);
       view.states[k] = memory_of(staging.write_like(state, param));
     }
-    if (model < r.model_index.size() && r.model_index[model] == static_cast<int64_t>(i)) {
-      const at::Tensor& copy = r.model_params[model++];
-      check_tensor({op, "the model copy of parameter", i}, copy, sizes, device);
-      view.model = memory_of(staging.write_like(copy, param));
+    if (const at::Tensor* const copy = models.take(i)) {
+      check_tensor({op, "the model copy of parameter", i}, *copy, sizes, device);
+      view.model = memory_of(staging.write_like(*copy, param));
+    }
+    if (const at::Tensor* const average = averages.take(i)) {
+      check_tensor({op, "the average of parameter", i}, *average, sizes, device);
+      view.average = memory_of(staging.write_like(*average, param));
     }
     if (!r.steps.empty()) {
       check_step(op, r.steps[i], i, device);
@@ -300,9 +332,8 @@ std::vector<TensorArgs> view_step(
       view.step_is_double = r.steps[i].scalar_type() == at::kDouble;
     }
   });
-  TORCH_CHECK_VALUE(
-      model == r.model_index.size(), op, ": expected model_index to increase and to be below ",
-      views.size(), ", got ", r.model_index);
+  models.check_all_taken(op, views.size());
+  averages.check_all_taken(op, views.size());
   check_statistics(op + ": row_means", r.row_means, row, device);
   return views;
 }

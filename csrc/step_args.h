@@ -26,6 +26,10 @@ struct StepRequest {
   at::TensorList states;  // [n * n_states] tensor-major
   at::TensorList model_params;  // [m] 16-bit copies of params[model_index[j]], written only
   at::IntArrayRef model_index;  // [m] increasing
+  // [k] average += average_weight * (param - average) for params[average_index[j]] as computed,
+  // before it is rounded to its dtype
+  at::TensorList averages;
+  at::IntArrayRef average_index;  // [k] increasing
   at::TensorList steps;        // [n] 0-dim float32 or float64 counts; [0] if the optimizer has none
   at::TensorList lr;           // [n_groups] one element each
   at::ArrayRef<double> hyper;  // [n_groups * n_hyper]
@@ -37,6 +41,7 @@ struct StepRequest {
   const std::optional<at::Tensor>& coefficient;
   const std::optional<at::Tensor>& grad_scale;
   std::optional<double> clip_value;
+  double average_weight;
   const std::optional<at::Tensor>& found_inf;
   // 0-dim int64 on the device, counts the calls that found_inf turned into nothing
   const std::optional<at::Tensor>& skipped_steps;
@@ -50,9 +55,9 @@ struct Memory {
 struct TensorArgs {
   int64_t numel = 0;
   int64_t group = 0;
-  int64_t row_length = 0;  // 0: not centralized
-  int64_t first_row = 0;   // where this tensor's rows begin in row_means
-  Memory param, grad, model;
+  int64_t row_length = 0;              // 0: not centralized
+  int64_t first_row = 0;               // where this tensor's rows begin in row_means
+  Memory param, grad, model, average;  // the last two are null if there is none
   std::array<Memory, kMaxStates> states;
   void* step = nullptr;
   bool step_is_double = false;

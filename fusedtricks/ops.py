@@ -32,9 +32,10 @@ ALGORITHMS = ("adagrad", "adam", "rmsprop", "sgd")
 # each argument is.
 _STEP_SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] model_params, "
-    "int[] model_index, Tensor(d!)[] steps, Tensor[] lr, float[] hyper, int[] variants, "
-    "int[] group_sizes, int[] maximize, int[] centralize, Tensor? row_means, Tensor? coefficient, "
-    "Tensor? grad_scale, float? clip_value, Tensor? found_inf, Tensor(e!)? skipped_steps) -> ()"
+    "int[] model_index, Tensor(d!)[] averages, int[] average_index, Tensor(e!)[] steps, "
+    "Tensor[] lr, float[] hyper, int[] variants, int[] group_sizes, int[] maximize, "
+    "int[] centralize, Tensor? row_means, Tensor? coefficient, Tensor? grad_scale, "
+    "float? clip_value, float average_weight, Tensor? found_inf, Tensor(f!)? skipped_steps) -> ()"
 )
 
 _SCHEMAS = {f"{name}_": _STEP_SCHEMA for name in ALGORITHMS} | {

@@ -12,6 +12,7 @@ from . import checks
 from .launch import (
     DEVICE_TYPE,
     N_THREADS,
+    bits_of,
     bits_of_limit,
     common_device,
     device_scope,
@@ -32,11 +33,11 @@ def step(op: str, r: StepArgs) -> None:
     """Run the op of an optimizer."""
     device = common_device(r.params)
     device_lr = [None if _is_host_value(lr) else _as_lr(lr, device) for lr in r.lr]
-    tensors = [*r.params, *r.grads, *r.states, *r.model_params, *r.steps]
+    tensors = [*r.params, *r.grads, *r.states, *r.model_params, *r.averages, *r.steps]
     tensors += [lr for lr in device_lr if lr is not None]
     layout, addresses = snapshot(tensors)
-    lengths = tuple(len(values) for values in r[:8])
-    lists = (r.group_sizes, r.variants, r.centralize, r.model_index)
+    lengths = tuple(len(values) for values in r[:10])
+    lists = (r.group_sizes, r.variants, r.centralize, r.model_index, r.average_index)
     kinds = tuple(lr is None for lr in device_lr)
     shapes = tuple(lr.numel() for lr in r.lr), len(r.maximize)
     key = (op, layout, lengths, *map(tuple, lists), kinds, shapes)
@@ -78,6 +79,7 @@ def _launch(plan: Plan, r: StepArgs, addresses: bytes) -> None:
         on_device(r.coefficient, device, torch.float64),
         on_device(r.grad_scale, device, torch.float32),
         bits_of_limit(r.clip_value),
+        bits_of(r.average_weight),
         on_device(r.found_inf, device, torch.float32),
         r.skipped_steps,
         plan.ticket.get(stream),

@@ -1,4 +1,4 @@
-"""The update sweep: reads gradient, parameter and states once, writes parameter and states once.
+"""The update sweep: reads gradient, parameter and states once, writes all but the gradient once.
 
 Note [Bodies]
 Triton compiles a kernel for given dtypes. One launch serves parameters of any dtypes and flags all
@@ -20,15 +20,15 @@ from .memory import inverse_scale, read, unscale_and_clamp, write
 # Triton compares global constexprs at every launch, which costs more than a function here.
 @triton.constexpr_function
 def column(name):
-    """Return the column of the table of tensors; the last three are indices of addresses."""
-    names = "numel row_length first_row group body first_item step_bytes step model lr"
+    """Return the column of the table of tensors; the last four are indices of addresses."""
+    names = "numel row_length first_row group body first_item step_bytes step model average lr"
     return names.split().index(name)
 
 
 @triton.constexpr_function
 def n_columns():
     """Return the number of columns of the table of tensors."""
-    return 10
+    return 11
 
 
 @triton.constexpr_function
@@ -51,6 +51,7 @@ class Body:
     grad: Any
     param: Any
     model: Any
+    average: Any
     states: Choices
     step: Any
     lr: Any
@@ -71,14 +72,14 @@ def _row_means(means_ptr, first_row, row_length, at, offsets, mask, COMPUTE: tl.
 
 @triton.jit
 def _update_block(
-    addresses, at, numel, row_length, first_row, means_ptr, gradient, prepared,
+    addresses, at, numel, row_length, first_row, means_ptr, gradient, prepared, average_weight,
     UPDATE: tl.constexpr, BODY: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Update the elements from `at` on, a full block of aligned memory if FULL."""
     BLOCK: tl.constexpr = BODY.block
     offsets = tl.arange(0, BLOCK)
     mask = offsets < tl.minimum(numel - at, BLOCK).to(tl.int32)
-    param_at, grad_at, model_at, states_at = addresses
+    param_at, grad_at, model_at, average_at, states_at = addresses
     inv_scale, limit, coefficient = gradient
     N_STATES: tl.constexpr = n_choices(BODY.states)
     COMPUTE: tl.constexpr = BODY.compute
@@ -90,6 +91,9 @@ def _update_block(
     for k in tl.static_range(N_STATES):
         state_at = states_at[k] + at * size_of(choice(BODY.states, k))
         states = states + (read(state_at, offsets, mask, choice(BODY.states, k), COMPUTE, FULL),)
+    if BODY.average is not None:
+        average_at += at * size_of(BODY.average)
+        average = read(average_at, offsets, mask, BODY.average, COMPUTE, FULL)
     grad = unscale_and_clamp(grad, inv_scale, limit)
     if BODY.is_centralized:
         grad = grad - _row_means(
@@ -100,6 +104,9 @@ def _update_block(
     for k in tl.static_range(N_STATES):
         state_at = states_at[k] + at * size_of(choice(BODY.states, k))
         write(state_at, offsets, mask, states[k], choice(BODY.states, k), FULL)
+    if BODY.average is not None:
+        average = average + average_weight * (param - average)
+        write(average_at, offsets, mask, average, BODY.average, FULL)
     if BODY.model is not None:
         model_at += at * size_of(BODY.model)
         write(model_at, offsets, mask, param, BODY.model, FULL)
@@ -107,7 +114,7 @@ def _update_block(
 
 @triton.jit
 def _addresses(addresses_ptr, record_ptr, tensor, n_tensors, BODY: tl.constexpr):
-    """Where the parameter, its gradient, 16-bit copy and states begin."""
+    """Where the parameter, its gradient, 16-bit copy, average and states begin."""
     N_STATES: tl.constexpr = n_choices(BODY.states)
     states_at = ()
     for k in tl.static_range(N_STATES):
@@ -116,9 +123,12 @@ def _addresses(addresses_ptr, record_ptr, tensor, n_tensors, BODY: tl.constexpr)
     grad_at = tl.load(addresses_ptr + n_tensors + tensor)
     # Not used without one.
     model_at = param_at
+    average_at = param_at
     if BODY.model is not None:
         model_at = tl.load(addresses_ptr + tl.load(record_ptr + column("model")))
-    return param_at, grad_at, model_at, states_at
+    if BODY.average is not None:
+        average_at = tl.load(addresses_ptr + tl.load(record_ptr + column("average")))
+    return param_at, grad_at, model_at, average_at, states_at
 
 
 @triton.jit
@@ -150,7 +160,7 @@ def _prepare(
 @triton.jit
 def _update_item(
     addresses_ptr, record_ptr, groups_ptr, tensor, n_tensors, begin,
-    means_ptr, coefficient_ptr, scale_ptr, limit,
+    means_ptr, coefficient_ptr, scale_ptr, limit, average_weight,
     PREPARE: tl.constexpr, UPDATE: tl.constexpr, N_CONSTANTS: tl.constexpr, BODY: tl.constexpr,
     ITEM: tl.constexpr,
 ):  # fmt: skip
@@ -162,23 +172,24 @@ def _update_item(
     if coefficient_ptr is not None:
         coefficient *= tl.load(coefficient_ptr).to(BODY.compute)
     gradient = (inverse_scale(scale_ptr, BODY.compute), limit.to(BODY.compute), coefficient)
+    average_weight = average_weight.to(BODY.compute)
     numel = tl.load(record_ptr + column("numel"))
     row_length = tl.load(record_ptr + column("row_length"))
     first_row = tl.load(record_ptr + column("first_row"))
-    bits = addresses[0] | addresses[1] | addresses[2]
+    bits = addresses[0] | addresses[1] | addresses[2] | addresses[3]
     for k in tl.static_range(n_choices(BODY.states)):
-        bits = bits | addresses[3][k]
+        bits = bits | addresses[4][k]
     is_aligned = bits % 16 == 0
     for at in range(begin, tl.minimum(begin + ITEM, numel), BODY.block):
         if is_aligned & (at + BODY.block <= numel):
             _update_block(
                 addresses, at, numel, row_length, first_row, means_ptr, gradient, prepared,
-                UPDATE, BODY, True,
+                average_weight, UPDATE, BODY, True,
             )  # fmt: skip
         else:
             _update_block(
                 addresses, at, numel, row_length, first_row, means_ptr, gradient, prepared,
-                UPDATE, BODY, False,
+                average_weight, UPDATE, BODY, False,
             )  # fmt: skip
 
 
@@ -202,13 +213,13 @@ def _advance_steps(
 
 
 @triton.jit(
-    do_not_specialize=["limit_bits", "n_tensors", "n_items"],
+    do_not_specialize=["limit_bits", "average_weight_bits", "n_tensors", "n_items"],
     do_not_specialize_on_alignment=[
         "means_ptr", "coefficient_ptr", "scale_ptr", "found_inf_ptr", "skipped_ptr",
     ],
 )  # fmt: skip
 def update_kernel(
-    addresses_ptr,  # int64: parameters, gradients, states, 16-bit copies, step counts, rates
+    addresses_ptr,  # int64: parameters, gradients, states, 16-bit copies, averages, steps, rates
     tensors_ptr,  # [n_tensors, n_columns()] int64
     items_ptr,  # [n_items] int32: the tensor of each work item
     groups_ptr,  # [n_groups, 2 + N_CONSTANTS] float64
@@ -216,6 +227,7 @@ def update_kernel(
     coefficient_ptr,  # float64 or None
     scale_ptr,  # float32 or None
     limit_bits,  # of the float64 that clips by value
+    average_weight_bits,  # of a float64
     found_inf_ptr,  # float32 or None
     skipped_ptr,  # int64 or None
     ticket_ptr,  # int32, zero between launches
@@ -244,11 +256,12 @@ def update_kernel(
         begin = (item - tl.load(record_ptr + column("first_item"))) * ITEM
         body = tl.load(record_ptr + column("body"))
         limit = double_from_bits(limit_bits)
+        average_weight = double_from_bits(average_weight_bits)
         for k in tl.static_range(n_choices(BODIES)):
             if body == k:
                 _update_item(
                     addresses_ptr, record_ptr, groups_ptr, tensor, n_tensors, begin,
-                    means_ptr, coefficient_ptr, scale_ptr, limit,
+                    means_ptr, coefficient_ptr, scale_ptr, limit, average_weight,
                     PREPARE, UPDATE, N_CONSTANTS, choice(BODIES, k), ITEM,
                 )  # fmt: skip
     if n_choices(STEP_DTYPES) > 0:

@@ -31,6 +31,8 @@ class StepArgs(NamedTuple):
     states: list[Tensor]
     model_params: list[Tensor]
     model_index: list[int]
+    averages: list[Tensor]
+    average_index: list[int]
     steps: list[Tensor]
     lr: list[Tensor]
     hyper: list[float]
@@ -42,6 +44,7 @@ class StepArgs(NamedTuple):
     coefficient: Tensor | None
     grad_scale: Tensor | None
     clip_value: float | None
+    average_weight: float
     found_inf: Tensor | None
     skipped_steps: Tensor | None
 
@@ -82,11 +85,13 @@ def build_plan(op: str, r: StepArgs, device_lr: list[Tensor | None], device: tor
     layout = _Layout(op, r, device_lr, device, n_states)
     for index, group in enumerate(checks.groups_of_tensors(op, len(r.params), r.group_sizes)):
         layout.add(index, group)
-    if len(r.model_index) != layout.n_models:
-        raise ValueError(
-            f"{op}: expected model_index to increase and to be below {len(r.params)}, got "
-            f"{list(r.model_index)}"
-        )
+    for name, taken in (("model_index", layout.n_models), ("average_index", layout.n_averages)):
+        given = getattr(r, name)
+        if taken != len(given):
+            raise ValueError(
+                f"{op}: expected {name} to increase and to be below {len(r.params)}, got "
+                f"{list(given)}"
+            )
     bodies = Choices.of(layout.bodies)
     for record, body in zip(layout.records, layout.bodies, strict=True):
         record["body"] = bodies.values.index(body)
@@ -137,6 +142,11 @@ def _check_lists(op: str, algorithm: ModuleType, r: StepArgs) -> int:
             f"{op}: expected one model_index for each of {len(r.model_params)} model_params, got "
             f"{len(r.model_index)}"
         )
+    if len(r.averages) != len(r.average_index):
+        raise ValueError(
+            f"{op}: expected one average_index for each of {len(r.averages)} averages, got "
+            f"{len(r.average_index)}"
+        )
     return n_states
 
 
@@ -149,14 +159,20 @@ def max_registers(bodies: Iterable[Body]) -> int:
     """Return the bound on registers of a thread: three, two or one blocks fit on an SM."""
     if any(body.compute == tl.float64 for body in bodies):
         return 168
-    return 80 if all(body.block <= 1024 for body in bodies) else 128
+    if all(body.block <= 1024 and _n_streams(body) < 6 for body in bodies):
+        return 80
+    return 128
+
+
+def _n_streams(body: Body) -> int:
+    return 2 + len(body.states.values) + (body.average is not None)
 
 
 class _Layout:
     """The rows of the table of tensors, one after the other.
 
-    The table of addresses holds parameters, gradients, states, 16-bit copies, step counts and
-    learning rates, in this order.
+    The table of addresses holds parameters, gradients, states, 16-bit copies, averages, step counts
+    and learning rates, in this order.
     """
 
     def __init__(
@@ -170,11 +186,12 @@ class _Layout:
         self.bodies: list[Body] = []
         self.records: list[dict[str, int]] = []
         self.staged: list[Staged] = []
-        self.n_rows = self.n_items = self.n_models = 0
+        self.n_rows = self.n_items = self.n_models = self.n_averages = 0
         self._op, self._r, self._device = op, r, device
         self._n_states = n_states
         self._first_model = (2 + n_states) * len(r.params)
-        self._first_step = self._first_model + len(r.model_params)
+        self._first_average = self._first_model + len(r.model_params)
+        self._first_step = self._first_average + len(r.averages)
         first_lr = self._first_step + len(r.steps)
         self._lr_dtypes = [None if lr is None else lr.dtype for lr in device_lr]
         on_device = [lr is not None for lr in device_lr]
@@ -196,11 +213,17 @@ class _Layout:
         if self.n_models < len(r.model_index) and r.model_index[self.n_models] == index:
             model = r.model_params[self.n_models]
             self._take("the model copy", index, self._first_model + self.n_models, model, True)
+        average = None
+        if self.n_averages < len(r.average_index) and r.average_index[self.n_averages] == index:
+            average = r.averages[self.n_averages]
+            self._take("the average", index, self._first_average + self.n_averages, average, True)
         step = r.steps[index] if r.steps else None
         if step is not None:
             checks.check_step(self._op, step, index, self._device)
-        self._record(index, group, row_length, step, model)
-        stored = [t for t in (param, r.grads[index], model, *states) if t is not None]
+        self._record(index, group, row_length, step)
+        self.n_models += model is not None
+        self.n_averages += average is not None
+        stored = [t for t in (param, r.grads[index], model, average, *states) if t is not None]
         self.bodies.append(
             Body(
                 flags=r.variants[group],
@@ -210,6 +233,7 @@ class _Layout:
                 grad=LANGUAGE_DTYPES[r.grads[index].dtype],
                 param=LANGUAGE_DTYPES[param.dtype],
                 model=_language_dtype(model),
+                average=_language_dtype(average),
                 states=Choices(tuple(LANGUAGE_DTYPES[state.dtype] for state in states)),
                 step=_language_dtype(step),
                 lr=LANGUAGE_DTYPES.get(self._lr_dtypes[group]),
@@ -224,9 +248,7 @@ class _Layout:
         is_staged = bool(self._staged_like)
         self.staged += stage_like(position, tensor, index, param, is_staged, written)
 
-    def _record(
-        self, index: int, group: int, row_length: int, step: Tensor | None, model: Tensor | None
-    ) -> None:
+    def _record(self, index: int, group: int, row_length: int, step: Tensor | None) -> None:
         """Add a row; update_kernel.py has the columns."""
         param = self._r.params[index]
         self.records.append(
@@ -240,12 +262,12 @@ class _Layout:
                 "step": self._first_step + index,
                 "step_bytes": 0 if step is None else step.element_size(),
                 "model": self._first_model + self.n_models,
+                "average": self._first_average + self.n_averages,
                 "lr": self._lr_at[group],
             }
         )
         self.n_rows += param.shape[0] if row_length > 0 else 0
         self.n_items += -(-param.numel() // ITEM)
-        self.n_models += model is not None
 
 
 def _language_dtype(tensor: Tensor | None) -> Any:

@@ -102,12 +102,14 @@ def test_follows_every_step_until_it_is_removed(package):
     for _ in range(3):
         train_step(model, optimizer)
         by_hand.update_parameters(model)
-    assert_same(ema.state_dict(), by_hand.state_dict())
+    before = {name: value.clone() for name, value in ema.state_dict().items()}
+    # A fused step rounds once less or more.
+    torch.testing.assert_close(before, dict(by_hand.state_dict()), rtol=1e-6, atol=1e-6)
     copied = copy.deepcopy(optimizer)
     handle.remove()
     train_step(model, optimizer)
     copied.step()
-    assert_same(ema.state_dict(), by_hand.state_dict())
+    assert_same(ema.state_dict(), before)
 
 
 def test_a_skipped_step_averages_the_same_weights_again():

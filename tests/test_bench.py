@@ -45,6 +45,7 @@ def test_workload_counts(name, n_tensors, size):
         ("adamw", 28, 28),
         ("adamw-combined", 32, 52),
         ("sgd-combined", 24, 44),
+        ("adamw-averaged", 40, 64),
         ("adamw-bf16-combined", 30, 64),
         ("rmsprop", 20, 20),
         ("sgdw", 20, 20),

@@ -170,6 +170,7 @@ def test_opcheck_of_steps(library: str, name: str, transforms: bool) -> None:
         for key in ("row_means", "coefficient", "grad_scale", "clip_value", "found_inf"):
             given[key] = None
         given |= {"centralize": [0, 0], "model_params": [], "model_index": [], "variants": [0, 0]}
+        given |= {"averages": [], "average_index": []}
         n_states = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1}[name]
         per_param = len(given["states"]) // 3
         given["states"] = [s for i, s in enumerate(given["states"]) if i % per_param < n_states]

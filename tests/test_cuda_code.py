@@ -53,15 +53,17 @@ class Plan(NamedTuple):
 
 def plan_of(symbol: str, arch: str) -> tuple[str, Plan]:
     """Return a short name of a kernel and its plan, as update.cuh and statistics.cuh have it."""
-    update = re.search(r"update_kernelINS_\d+(\w+?)ELi(\d)E([fd])\w*ArgsILi(\d+)E", symbol)
+    update = re.search(r"update_kernelINS_\d+(\w+?)ELi(\d)ELb([01])E([fd])\w*ArgsILi(\d+)E", symbol)
     statistics = re.search(r"statistics_kernelI([fd])\w*ArgsILi(\d+)E", symbol)
     if update:
-        functor, n_states, dtype = update[1], int(update[2]), update[3]
-        in_double, n_bytes = dtype == "d", int(update[4])
+        functor, n_states, averages = update[1], int(update[2]), int(update[3])
+        in_double, n_bytes = update[4] == "d", int(update[5])
+        # An average is one state more in all of this.
+        n_like_states = n_states + averages
         n_in_few_registers = 1 if int(arch) >= 100 else 2
-        n_blocks = 3 if n_states <= n_in_few_registers and not in_double else 2
-        plan = Plan(n_blocks, n_states + 2, n_states + 1, in_double, 0, n_bytes)
-        name = f"{functor}-{n_states}"
+        n_blocks = 3 if n_like_states <= n_in_few_registers and not in_double else 2
+        plan = Plan(n_blocks, n_like_states + 2, n_like_states + 1, in_double, 0, n_bytes)
+        name = f"{functor}-{n_states}{'-average' * averages}"
     elif statistics:
         in_double, n_bytes = statistics[1] == "d", int(statistics[2])
         plan = Plan(4, 1, 0, in_double, 0 if in_double else 2, n_bytes)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusedtricks import optim
 from fusedtricks.amp import GradScaler
+from fusedtricks.nn import ModelEMA
 from tests.cases import Case
 from tests.test_device import (
     DEVICE,
@@ -91,6 +92,31 @@ def test_a_captured_step_follows_lr_and_skips(case: Case) -> None:
         assert torch.equal(param, twin)
     for mine, its in zip(ours.state.values(), eager.state.values(), strict=True):
         assert all(torch.equal(mine[name], its[name]) for name in its)
+
+
+@needs_gpu
+@main_case
+def test_a_captured_step_moves_averages(case: Case) -> None:
+    model = nn.ParameterList(make(torch.float32))
+    for param in model:
+        param.grad = torch.randn_like(param)
+    ours = case.cls(model.parameters(), **OPTIONS["combined"], **case.kwargs)
+    ema = ModelEMA(model, decay=0.83)
+    ema.follow(ours, model)
+    for _ in range(2):
+        ours.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours.step()
+    expected = [average.double() for average in ema.module]
+    for _ in range(4):
+        for param in model:
+            param.grad.copy_(torch.randn_like(param))
+        graph.replay()
+        values = [param.detach().double() for param in model]
+        expected = [torch.lerp(*pair, 0.17) for pair in zip(expected, values, strict=True)]
+    for average, wanted in zip(ema.module, expected, strict=True):
+        torch.testing.assert_close(average.double(), wanted, rtol=2e-6, atol=2e-6)
 
 
 @needs_gpu

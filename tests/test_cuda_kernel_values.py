@@ -31,10 +31,11 @@ main_case = pytest.mark.parametrize("case", MAIN_CASES, ids=case_name)
 each_dtype = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 each_place = pytest.mark.parametrize("place", [in_place, shifted])
 
-# A parameter of each mixture.
+OPTIONAL = [None, *FLOAT_DTYPES]
+# A parameter of each mixture, with every average beside every model copy.
 MIXTURES = [
-    DTypes(*of_tensors, model)
-    for *of_tensors, model in itertools.product(*[FLOAT_DTYPES] * 3, [None, *FLOAT_DTYPES])
+    DTypes(*of_tensors, model, OPTIONAL[(i + i // len(OPTIONAL)) % len(OPTIONAL)])
+    for i, (*of_tensors, model) in enumerate(itertools.product(*[FLOAT_DTYPES] * 3, OPTIONAL))
 ]
 PLAIN, MIXED = GradOptions(), GradOptions(grad_scale=4.0, clip_value=0.9, centralize=2)
 

@@ -79,7 +79,7 @@ def exact_means(grad: Tensor) -> Tensor:
 @pytest.mark.parametrize("table_bytes", [512, 1000])
 @each_case
 def test_tables_of_many_launches(case: Case, table_bytes: int) -> None:
-    dtypes = [DTypes(), DTypes(model=torch.bfloat16)]
+    dtypes = [DTypes(), DTypes(model=torch.bfloat16), DTypes(average=torch.float32)]
     one, many = (Call(case, SMALL_SHAPES, dtypes, group_size=5) for _ in range(2))
     expected = one.expected(COMBINED)
     means, totals = one.statistics(COMBINED)
@@ -155,7 +155,7 @@ SETTINGS = [
 @each_place
 @main_case
 def test_work_items_do_not_change_the_update(case: Case, place) -> None:
-    dtypes = [DTypes(model=torch.bfloat16), DTypes(grad=torch.bfloat16)]
+    dtypes = [DTypes(model=torch.bfloat16), DTypes(grad=torch.bfloat16, average=torch.float32)]
 
     def result(**settings: int) -> list[str]:
         call = Call(case, COMMON_SHAPES, dtypes, group_size=1, place=place)
@@ -190,7 +190,10 @@ def test_work_items_of_the_statistics(dtype: torch.dtype, place) -> None:
 @pytest.mark.parametrize("blocks_per_sm", [0, 1])
 @main_case
 def test_the_order_of_threads_and_blocks(case: Case, blocks_per_sm: int) -> None:
-    dtypes = [DTypes(model=torch.float16), DTypes(torch.bfloat16, torch.bfloat16)]
+    dtypes = [
+        DTypes(model=torch.float16),
+        DTypes(torch.bfloat16, torch.bfloat16, average=torch.float32),
+    ]
     results = []
     for seed in range(10):
         set_seed(seed)
@@ -245,8 +248,8 @@ def test_the_mean_of_every_element(
     means = (torch.arange(n_rows) % 251).double()
     with tuned(update_item=update_item):
         torch.ops.fusedtricks.sgd_(
-            params, grads, [], [], [], [], [torch.tensor(1.0)], [0.0, 0.0, 0.0], [0],
-            [len(params)], [0], [2], means, None, None, None, None, None,
+            params, grads, [], [], [], [], [], [], [torch.tensor(1.0)], [0.0, 0.0, 0.0], [0],
+            [len(params)], [0], [2], means, None, None, None, 0.0, None, None,
         )  # fmt: skip
     row = 0
     for param in params:

@@ -40,6 +40,8 @@ def arguments(name: str) -> dict[str, Any]:
         "states": [torch.rand(s) / 2 + (k == 0) for s in SHAPES for k in range(N_STATES[name])],
         "model_params": [torch.zeros(SHAPES[2], dtype=torch.bfloat16)],
         "model_index": [2],
+        "averages": [torch.randn(SHAPES[0]), torch.randn(SHAPES[2])],
+        "average_index": [0, 2],
         "steps": [torch.full((), 2.0) for _ in SHAPES],
         "lr": [torch.tensor(0.03), torch.tensor(0.021)],
         "hyper": HYPER[name] * 2,
@@ -51,6 +53,7 @@ def arguments(name: str) -> dict[str, Any]:
         "coefficient": torch.tensor(0.7, dtype=torch.float64),
         "grad_scale": torch.tensor(4.0),
         "clip_value": 0.9,
+        "average_weight": 0.3,
         "found_inf": torch.tensor(0.0),
         "skipped_steps": torch.tensor(7),
     }
@@ -117,6 +120,17 @@ WRONG = {
     "model_index: negative": ("model_index", lambda v: [-1]),
     "model_index: huge": ("model_index", lambda v: [2**62]),
     "model_index: another": ("model_index", lambda v: [0]),
+    "averages: one more": ("averages", lambda v: [*v, v[0]]),
+    "averages: none": ("averages", lambda v: []),
+    "averages: shape": ("averages", lambda v: [v[0], v[1][:1]]),
+    "averages: int": ("averages", lambda v: [v[0], v[1].int()]),
+    "averages: meta": ("averages", lambda v: [v[0], v[1].to("meta")]),
+    "averages: expanded": ("averages", lambda v: [v[0], torch.ones(1, 1, 1).expand(2, 3, 4)]),
+    "average_index: too large": ("average_index", lambda v: [0, 3]),
+    "average_index: negative": ("average_index", lambda v: [-1, 2]),
+    "average_index: falling": ("average_index", lambda v: [2, 0]),
+    "average_index: twice": ("average_index", lambda v: [2, 2]),
+    "average_index: another": ("average_index", lambda v: [1, 2]),
     "steps: one less": ("steps", lambda v: v[:-1]),
     "steps: shape": ("steps", lambda v: replaced(v, 2, torch.zeros(2))),
     "steps: empty": ("steps", lambda v: replaced(v, 2, torch.zeros(0))),
@@ -183,9 +197,12 @@ def test_wrong_arguments_change_nothing(library: str, name: str, wrong: str) -> 
 def test_correct_arguments_work(library: str, name: str) -> None:
     given = arguments(name)
     before = [t.clone() for t in given["params"]]
+    averages = [t.clone() for t in given["averages"]]
     call(f"{name}_", given, library)
     assert all(not torch.equal(b, p) for b, p in zip(before, given["params"], strict=True))
     assert torch.equal(given["model_params"][0], given["params"][2].bfloat16())
+    for average, old, i in zip(given["averages"], averages, given["average_index"], strict=True):
+        torch.testing.assert_close(average, torch.lerp(old, given["params"][i], 0.3))
     assert [s.item() for s in given["steps"]] == [3.0] * 3
     assert given["skipped_steps"].item() == 7
 
@@ -298,7 +315,8 @@ def fuzz(rng: random.Random, library: str) -> None:
     for key in rng.sample(list(given), rng.randrange(1, 4)):
         value = given[key]
         if not isinstance(value, list):
-            given[key] = rng.choice([None, value if key == "clip_value" else random_value(rng)])
+            is_number = isinstance(value, float)
+            given[key] = rng.choice([None, value if is_number else random_value(rng)])
         elif isinstance(value[0], Tensor):
             index = rng.randrange(len(value))
             given[key] = rng.choice(

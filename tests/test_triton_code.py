@@ -77,6 +77,9 @@ def test_the_kernels_compile_for_amd(reports: dict[str, dict[str, Any]], target:
     for name, report in chosen.items():
         assert report["bytes"] > 1000, name
         assert report["spills"] == 0, (name, report)
+        # Addresses, to lanes of a vector register and not to memory, with all streams there are.
+        allowed = 8 if name.endswith("bf16-masters 0 average") else 0
+        assert report["scalar_spills"] <= allowed, (name, report)
 
 
 def test_the_kernel_between_the_sweeps_compiles(compiled: dict[str, Any]) -> None:

@@ -63,10 +63,10 @@ def test_updates_beyond_2_31_elements(numel: int) -> None:
     means = torch.randn(row + 2)
     before = param.clone()
     body = update_kernel.Body(
-        0, 1024, tl.float32, True, tl.float32, tl.float32, None, Choices(()), None, None
+        0, 1024, tl.float32, True, tl.float32, tl.float32, None, None, Choices(()), None, None
     )
     # Items are counted backwards, and this program is the last.
-    record = [numel, row_length, 0, 0, 0, -(n_items - 1), 0, 0, 0, 0]
+    record = [numel, row_length, 0, 0, 0, -(n_items - 1), 0, 0, 0, 0, 0]
     assert update_kernel.column("first_item") == 5
     update_kernel.update_kernel[(1,)](
         torch.tensor([offset_address(param, begin), offset_address(grad, begin)]),
@@ -77,6 +77,7 @@ def test_updates_beyond_2_31_elements(numel: int) -> None:
         None,
         None,
         bits_of(math.inf),
+        bits_of(0.0),
         None,
         None,
         torch.zeros(1, dtype=torch.int32),
@@ -177,6 +178,10 @@ def test_many_long_rows_of_different_lengths() -> None:
     torch.testing.assert_close(means.double(), wanted, rtol=1e-6, atol=1e-7)
 
 
+# The arguments of an optimizer's op from row_means on; averages move by 0.3.
+GRADS_AS_THEY_ARE = [None, None, None, None, 0.3, None, None]
+
+
 @pytest.mark.parametrize("n", [3, 1200])
 def test_step_counts_of_both_dtypes_advance(n: int) -> None:
     params = [torch.ones(1) for _ in range(n)]
@@ -188,6 +193,8 @@ def test_step_counts_of_both_dtypes_advance(n: int) -> None:
         [torch.ones(1) for _ in range(n)],
         [],
         [],
+        [],
+        [],
         steps,
         [torch.tensor(0.5, dtype=torch.float64)],
         [0.1, 1e-3, 0.0, 0.0],
@@ -195,7 +202,7 @@ def test_step_counts_of_both_dtypes_advance(n: int) -> None:
         [n],
         [0],
         [0],
-        *[None] * 6,
+        *GRADS_AS_THEY_ARE,
     )
     assert [step.item() for step in steps] == [i + 1.0 for i in range(n)]
     assert all(step.dtype == dtypes[i % 2] for i, step in enumerate(steps))
@@ -205,9 +212,9 @@ def test_step_counts_of_both_dtypes_advance(n: int) -> None:
 
 def test_a_call_without_parameters_does_nothing() -> None:
     lr = [torch.tensor(0.5, dtype=torch.float64)]
-    nothing = [None] * 6
+    no_tensors: list[list[Tensor]] = [[] for _ in range(8)]
     torch.ops.fusedtricks_triton.sgd_(
-        [], [], [], [], [], [], lr, [0.0, 0.0, 0.0], [0], [0], [0], [0], *nothing
+        *no_tensors, lr, [0.0, 0.0, 0.0], [0], [0], [0], [0], *GRADS_AS_THEY_ARE
     )
 
 
@@ -216,15 +223,18 @@ def test_an_inference_tensor_that_cannot_be_written_changes_nothing() -> None:
         state = torch.zeros(3, 5).t()
     param, step = torch.ones(5, 3), torch.zeros(())
     lr = [torch.tensor(0.5, dtype=torch.float64)]
-    rest = [lr, [0.9, 0.0, 0.0], [1], [1], [0], [0], *[None] * 6]
+    rest = [lr, [0.9, 0.0, 0.0], [1], [1], [0], [0], *GRADS_AS_THEY_ARE]
     with pytest.raises(RuntimeError, match="cannot update an inference tensor"):
         torch.ops.fusedtricks_triton.sgd_(
-            [param], [torch.ones(5, 3)], [state], [], [], [step], *rest
+            [param], [torch.ones(5, 3)], [state], [], [], [], [], [step], *rest
         )
     assert torch.equal(param, torch.ones(5, 3)) and step == 0
 
 
-@pytest.mark.parametrize("unaligned", ["params", "grads", "states", "model_params", "nothing"])
+ROLES = ("params", "grads", "states", "model_params", "averages")
+
+
+@pytest.mark.parametrize("unaligned", [*ROLES, "nothing"])
 def test_full_blocks_at_every_alignment(unaligned: str) -> None:
     n = 2500
 
@@ -233,17 +243,20 @@ def test_full_blocks_at_every_alignment(unaligned: str) -> None:
         memory = torch.zeros(n + 1, dtype=like.dtype)
         return memory[offset : offset + n].copy_(like)
 
-    values = {role: torch.randn(n) for role in ("params", "grads", "states", "model_params")}
+    values = {role: torch.randn(n) for role in ROLES}
     results = []
     for run in (tensor, lambda role, like: like.clone()):
         param = run("params", values["params"])
         buffer = run("states", values["states"])
         model = run("model_params", values["model_params"].bfloat16())
+        average = run("averages", values["averages"])
         torch.ops.fusedtricks_triton.sgd_(
             [param],
             [run("grads", values["grads"].bfloat16())],
             [buffer],
             [model],
+            [0],
+            [average],
             [0],
             [torch.full((), 3.0)],
             [torch.tensor(0.5, dtype=torch.float64)],
@@ -252,12 +265,14 @@ def test_full_blocks_at_every_alignment(unaligned: str) -> None:
             [1],
             [0],
             [0],
-            *[None] * 6,
+            *GRADS_AS_THEY_ARE,
         )
-        results.append((param, buffer, model))
+        results.append((param, buffer, model, average))
     for mine, other in zip(*results, strict=True):
         assert torch.equal(mine, other)
     grad = values["grads"].bfloat16().double() + 0.2 * values["params"].double()
     buffer = 0.9 * values["states"].double() + 0.9 * grad
     wanted = values["params"].double() - 0.5 * (grad + 0.9 * buffer)
     torch.testing.assert_close(results[0][0].double(), wanted, rtol=3e-6, atol=3e-6)
+    average = torch.lerp(values["averages"].double(), wanted, 0.3)
+    torch.testing.assert_close(results[0][3].double(), average, rtol=3e-6, atol=3e-6)

@@ -51,8 +51,10 @@ STORAGE = {
 }
 
 
-def update_body(algorithm: ModuleType, flags: int, storage: str) -> update_kernel.Body:
-    """Return the body for one variant of an algorithm."""
+def update_body(
+    algorithm: ModuleType, flags: int, storage: str, averages: bool = False
+) -> update_kernel.Body:
+    """Return the body for one variant of an algorithm; an average is stored as states are."""
     grad, param, model, state = STORAGE[storage]
     smallest = min(4, *(size_of(dtype) for dtype in (grad, param, state)))
     return update_kernel.Body(
@@ -63,6 +65,7 @@ def update_body(algorithm: ModuleType, flags: int, storage: str) -> update_kerne
         grad=grad,
         param=param,
         model=model,
+        average=state if averages else None,
         states=Choices((state,) * algorithm.n_states(flags)),
         step=tl.float32,
         lr=None,
@@ -104,6 +107,7 @@ def compile_update(
         "coefficient_ptr": "*fp64",
         "scale_ptr": "*fp32",
         "limit_bits": "i64",
+        "average_weight_bits": "i64",
         "found_inf_ptr": "*fp32",
         "skipped_ptr": "*i64",
         "ticket_ptr": "*i32",
@@ -172,22 +176,25 @@ class Variant:
     algorithm: str = ""
     flags: int = 0
     width: int = 0
+    averages: bool = False
 
     @property
     def name(self) -> str:
         """Name it in reports."""
         kernel = f"update {self.algorithm} {self.flags}" if self.algorithm else "statistics"
-        return f"{self.target} {kernel} {self.storage} {self.width}"
+        averaged = " average" if self.averages else ""
+        return f"{self.target} {kernel} {self.storage} {self.width}{averaged}"
 
     def report(self) -> dict[str, Any]:
         """Compile it and read the result."""
         if self.algorithm:
             algorithm = ALGORITHMS[self.algorithm]
-            body = update_body(algorithm, self.flags, self.storage)
+            body = update_body(algorithm, self.flags, self.storage, self.averages)
             per_thread = body.block // launch.N_THREADS
-            stored = [body.param, *body.states.values]
+            average = [body.average] if self.averages else []
+            stored = [body.param, *body.states.values, *average]
             stored += [body.model] if body.model is not None else []
-            loaded = [body.grad, body.param, *body.states.values]
+            loaded = [body.grad, body.param, *body.states.values, *average]
             registers = update_plan.max_registers([body])
             compiled = compile_update(algorithm, body, self.target)
         else:
@@ -248,10 +255,11 @@ def count_wide(ptx: str, operation: str) -> int:
 def read_amd(compiled: Any) -> dict[str, Any]:
     """Return what the assembly shows."""
     text = compiled.asm["amdgcn"]
-    spills = [int(n) for n in re.findall(r"\.(?:vgpr|sgpr)_spill_count:\s*(\d+)", text)]
+    spills = {kind: int(n) for kind, n in re.findall(r"\.([vs]gpr)_spill_count:\s*(\d+)", text)}
     return {
         "bytes": len(text),
-        "spills": sum(spills),
+        "spills": spills["vgpr"],
+        "scalar_spills": spills["sgpr"],
         "wide_loads": len(re.findall(r"_load_dwordx4", text)),
         "wide_stores": len(re.findall(r"_store_dwordx4", text)),
     }
@@ -274,7 +282,11 @@ def variants() -> list[Variant]:
             # Without momentum, sgd has no nesterov.
             flags = [f for f in range(algorithm.N_VARIANTS) if name != "sgd" or f & 3 != 2]
             found += [Variant(target, "fp32", name, f) for f in (flags[-1:] if is_amd else flags)]
-            found += [Variant(target, storage, name, flags[-1]) for storage in ("bf16-masters",)]
+            found += [Variant(target, "bf16-masters", name, flags[-1])]
+            found += [
+                Variant(target, storage, name, flags[-1], averages=True)
+                for storage in ("fp32", "bf16-masters", *(() if is_amd else ("fp64",)))
+            ]
         for storage in ("fp32", "bf16") if is_amd else ("fp32", "bf16", "fp16", "fp64"):
             found += [Variant(target, storage, "", -1, width) for width in (0, 16, 64, 256, 1024)]
         found += [Variant(target, s, "adam", 0) for s in ("bf16", "fp16", "fp16-masters", "fp64")]

@@ -37,6 +37,15 @@ CASES = {
             contenders=FUSED,
         ),
         Case(
+            "adamw-averaged",
+            "clip + centralize + AdamW + average of the weights",
+            "AdamW",
+            2,
+            combined=True,
+            averaged=True,
+            contenders=PLAIN,
+        ),
+        Case(
             "sgd-combined",
             "clip + centralize + SGD momentum",
             "SGD",
@@ -95,6 +104,7 @@ TABLES = (
     ("resnet50", "sgd-combined"),
     ("resnet50", "adamw-bf16-combined"),
     ("small_2000", "adamw-combined"),
+    ("resnet50", "adamw-averaged"),
     ("resnet50", "rmsprop-combined"),
     ("resnet50", "adamw-fp16-scaled"),
     ("resnet50", "adagrad-combined"),
@@ -139,6 +149,6 @@ def needed_bytes(case: Case) -> int:
 
 def held_bytes(case: Case) -> int:
     """Return the bytes per parameter that a contender keeps: values, gradients, states."""
-    kept = 4 * (1 + case.n_states)
+    kept = 4 * (1 + case.n_states + case.averaged)
     # The composition with masters also keeps float32 gradients.
     return kept + (2 + 2 + 4 if case.masters else 4)

@@ -97,7 +97,10 @@ def build_ours(
     if case.scaled:
         optimizer.grad_scale = torch.tensor(SCALE, device=device)
         optimizer.found_inf = torch.tensor(0.0, device=device)
-    return Contender(optimizer.step, parameters, optimizer)
+    taken = contenders.Contender(optimizer.step, parameters)
+    if case.averaged:
+        taken = contenders.averaged_by_ours(optimizer, parameters)
+    return Contender(taken.step, taken.parameters, optimizer)
 
 
 def build_torch(
@@ -152,8 +155,11 @@ def build_torch(
         if case.masters:
             torch._foreach_copy_(model, parameters)
 
-    taken = whole_step if case.combined or case.masters else optimizer.step
-    return Contender(taken, model, optimizer)
+    step_of_all = whole_step if case.combined or case.masters else optimizer.step
+    taken = contenders.Contender(step_of_all, model)
+    if case.averaged:
+        taken = contenders.averaged_by_torch(step_of_all, model)
+    return Contender(taken.step, taken.parameters, optimizer)
 
 
 def _clip_by_torch(parameters: list[Tensor]) -> Callable[[], object]:

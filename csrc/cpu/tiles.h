@@ -6,14 +6,15 @@
 #include <limits>
 
 #include "../algorithms.h"
+#include "../average.h"
 #include "../dtype.h"
 #include "../grad/transform.h"
 #include "isa.h"
 
 namespace fusedtricks::cpu {
 
-// Elements that are staged at a time when something must be converted or transformed: grad, param
-// and three states of 512 floats are 10 KiB, which leaves room in a 32 KiB L1 cache.
+// Elements that are staged at a time when something must be converted or transformed: grad, param,
+// average and three states of 512 floats are 12 KiB, which leaves room in a 32 KiB L1 cache.
 inline constexpr int64_t kTileElements = 512;
 
 template <typename From, typename To>
@@ -84,6 +85,14 @@ struct Update {
       if constexpr (kStates > 1) state1[i] = state[1];
       if constexpr (kStates > 2) state2[i] = state[2];
     }
+  }
+};
+
+template <typename T>
+struct Average {
+  static FT_HOST_DEVICE void run(T weight, const T* param, T* average, int64_t n) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) average[i] = moved_average(average[i], param[i], weight);
   }
 };
 

@@ -1,5 +1,5 @@
-// The update sweep: reads gradient, parameter and states once, writes states, parameter and the
-// 16-bit model copy once.
+// The update sweep: reads gradient, parameter and states once, writes states, parameter, its
+// average and the 16-bit model copy once.
 #include <cmath>
 #include <limits>
 
@@ -30,7 +30,7 @@ struct alignas(64) Constants {
 };
 
 struct Sweep {
-  double inv_scale, limit, coefficient;
+  double inv_scale, limit, coefficient, average_weight;
   bool rescales;    // unscales or clips by value
   bool transforms;  // changes the gradient in any way
   const double* row_means;
@@ -71,25 +71,29 @@ void add_tasks(const std::vector<TensorArgs>& views, Sweep& sweep) {
 template <typename T>
 void update_item(const Task& task, const WorkItem& item, const Sweep& sweep) {
   const TensorArgs& view = *task.view;
-  const int n_values = task.group->variant.n_states + 1;
+  const int n_states = task.group->variant.n_states;
+  const bool averages = view.average.data != nullptr;
+  const int n_values = n_states + 1 + averages;
   const void* const constants = sweep.constants[task.constants].bytes;
   const auto update = task.group->variant.template kernel<T>().update;
+  const auto move_average = compiled_for<Average<T>>(sweep.isa);
   const auto stage_grad = transform_for<T>(view.grad.dtype, sweep.isa);
   const GradTransform<T> grad_args{
       static_cast<T>(sweep.inv_scale), static_cast<T>(sweep.limit),
       static_cast<T>(sweep.coefficient * task.group->sign), sweep.rescales};
   const double* const means = view.row_length > 0 ? sweep.row_means + view.first_row : nullptr;
   alignas(64) T grad_tile[kTileElements];
-  alignas(64) T tiles[kMaxStates + 1][kTileElements];
+  alignas(64) T tiles[kMaxStates + 2][kTileElements];
 
-  // The parameter and the states, all treated alike.
-  const std::array<Memory, kMaxStates + 1> memory{
+  // The parameter, the states and the average, all treated alike.
+  std::array<Memory, kMaxStates + 2> memory{
       view.param, view.states[0], view.states[1], view.states[2]};
+  if (averages) memory[n_states + 1] = view.average;
   bool converts = false;
   for (int k = 0; k < n_values; ++k) converts |= memory[k].dtype != kComputeType<T>;
   const bool stages_grad =
       sweep.transforms || task.group->sign < 0 || view.grad.dtype != kComputeType<T>;
-  const bool stages = stages_grad || converts || view.model.data != nullptr;
+  const bool stages = stages_grad || converts || averages || view.model.data != nullptr;
   const int64_t tile = stages ? kTileElements : item.end - item.begin;
 
   for (int64_t at = item.begin; at < item.end; at += tile) {
@@ -99,7 +103,7 @@ void update_item(const Task& task, const WorkItem& item, const Sweep& sweep) {
       stage_grad(&grad_args, means, view.row_length, at, grad, grad_tile, n);
       grad = grad_tile;
     }
-    std::array<T*, kMaxStates + 1> values{};
+    std::array<T*, kMaxStates + 2> values{};
     for (int k = 0; k < n_values; ++k) {
       values[k] = reinterpret_cast<T*>(at_element(memory[k], at));
       if (memory[k].dtype == kComputeType<T>) continue;
@@ -107,6 +111,9 @@ void update_item(const Task& task, const WorkItem& item, const Sweep& sweep) {
       values[k] = tiles[k];
     }
     update(constants, grad, values[0], values.data() + 1, n);
+    if (averages) {
+      move_average(static_cast<T>(sweep.average_weight), values[0], values[n_states + 1], n);
+    }
     for (int k = 0; k < n_values; ++k) {
       if (memory[k].dtype == kComputeType<T>) continue;
       from_compute<T>(memory[k].dtype, sweep.isa)(values[k], at_element(memory[k], at), n);
@@ -146,6 +153,7 @@ void Driver::step(size_t algorithm, const StepRequest& request) {
   sweep.inv_scale = 1 / scalar_or(request.grad_scale, 1);
   sweep.limit = request.clip_value.value_or(std::numeric_limits<double>::infinity());
   sweep.coefficient = scalar_or(request.coefficient, 1);
+  sweep.average_weight = request.average_weight;
   sweep.row_means =
       request.row_means.has_value() ? request.row_means->const_data_ptr<double>() : nullptr;
   sweep.rescales = sweep.inv_scale != 1 || request.clip_value.has_value();

@@ -64,10 +64,13 @@ struct Table {
   }
 };
 
-// In both types, because a compiler may put off a conversion until it stands in the hot loop.
-struct Limit {
+// A number of the host in both types, because a compiler may put off a conversion until it stands
+// in the hot loop.
+struct Number {
   double as_double;
   float as_float;
+
+  static Number of(double value) { return {value, static_cast<float>(value)}; }
 
   template <typename T>
   FT_HOST_DEVICE T as() const {
@@ -84,12 +87,12 @@ struct CommonHeader {
   TableLayout layout;
   uint32_t n_items;
   const float* grad_scale;  // null: 1
-  Limit limit;              // clip by value, +inf when off
+  Number limit;             // clip by value, +inf when off
   uint32_t* ticket;         // 0, and 0 again after the launch
 };
 
-// Columns of the update sweep. The states follow kStates; then, if there are any, the 16-bit model
-// copies and the step counts.
+// Columns of the update sweep. The states follow kStates; then, if there are any, the averages, the
+// 16-bit model copies and the step counts.
 namespace update_column {
 enum Pointer : uint32_t { kGrad, kParam, kStates };
 enum Word : uint32_t { kNumel, kFirstItem, kRowLength, kFirstRow, kCount };
@@ -104,9 +107,10 @@ struct UpdateHeader : CommonHeader {
   const float* found_inf;     // null: 0
   int64_t* skipped_steps;     // null: not counted
   uint32_t item_elements;
-  DType dtypes[2 + kMaxStates];  // of grad, param and the states
+  DType dtypes[3 + kMaxStates];  // of grad, param, the states and the average
   DType model_dtype;
-  bool has_model, has_step, step_is_double;
+  Number average_weight;
+  bool has_average, has_model, has_step, step_is_double;
   bool backward;  // see Note [Backward walk] in update.cuh
 };
 

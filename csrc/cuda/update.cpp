@@ -9,9 +9,9 @@ namespace {
 
 // Tensors that agree in all of this share launches.
 struct Signature {
-  std::array<DType, 2 + kMaxStates> dtypes{};
+  std::array<DType, 3 + kMaxStates> dtypes{};
   DType model_dtype{};
-  bool has_model = false, has_step = false, step_is_double = false;
+  bool has_average = false, has_model = false, has_step = false, step_is_double = false;
 
   bool operator==(const Signature&) const = default;
   bool in_double() const { return dtypes[update_column::kParam] == DType::kFloat64; }
@@ -23,6 +23,10 @@ Signature signature_of(const TensorArgs& view, int n_states) {
   signature.dtypes[update_column::kParam] = view.param.dtype;
   for (int s = 0; s < n_states; ++s) {
     signature.dtypes[update_column::kStates + s] = view.states[s].dtype;
+  }
+  signature.has_average = view.average.data != nullptr;
+  if (signature.has_average) {
+    signature.dtypes[update_column::kStates + n_states] = view.average.dtype;
   }
   signature.has_model = view.model.data != nullptr;
   signature.model_dtype = view.model.dtype;
@@ -39,6 +43,7 @@ class Scalars {
     header.found_inf = pointer<float>("found_inf", request.found_inf, at::kFloat);
     header.coefficient = pointer<double>("coefficient", request.coefficient, at::kDouble);
     header.limit = make_limit(request.clip_value);
+    header.average_weight = Number::of(request.average_weight);
     if (request.skipped_steps.has_value()) {
       header.skipped_steps = request.skipped_steps->mutable_data_ptr<int64_t>();
     }
@@ -97,11 +102,12 @@ class Launcher {
         groups_(groups),
         header_(header),
         table_(
-            2 + n_states + signature.has_model + signature.has_step, update_column::kCount,
-            table_bytes),
+            2 + n_states + signature.has_average + signature.has_model + signature.has_step,
+            update_column::kCount, table_bytes),
         group_in_table_(groups.size(), kNone) {
     std::copy(signature.dtypes.begin(), signature.dtypes.end(), header_.dtypes);
     header_.model_dtype = signature.model_dtype;
+    header_.has_average = signature.has_average;
     header_.has_model = signature.has_model;
     header_.has_step = signature.has_step;
     header_.step_is_double = signature.step_is_double;
@@ -143,6 +149,7 @@ class Launcher {
     add_stream(view.grad);
     add_stream(view.param);
     for (int s = 0; s < n_states_; ++s) add_stream(view.states[s]);
+    if (signature_.has_average) add_stream(view.average);
     if (signature_.has_model) add_stream(view.model);
     if (signature_.has_step) table_.add_pointer(view.step);
     table_.add_word(part.numel);

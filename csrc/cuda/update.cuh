@@ -1,11 +1,12 @@
-// The update sweep: reads gradient, parameter and states once, writes states, parameter and the
-// 16-bit model copy once.
+// The update sweep: reads gradient, parameter and states once, writes states, parameter, its
+// average and the 16-bit model copy once.
 //
 // Note [Backward walk]
 // The statistics sweep reads the gradients from first to last, so that the last ones are still in
 // the L2 cache (50 MB on an H100, half the gradients of a ResNet-50). This sweep begins with them.
 #pragma once
 
+#include "../average.h"
 #include "../grad/transform.h"
 #include "../optimizers/all.h"
 #include "pack.cuh"
@@ -71,10 +72,10 @@ struct Variants {
 };
 
 // One record, as a block sees it.
-template <template <unsigned> class Functor, int kStates, typename T>
+template <template <unsigned> class Functor, int kStates, bool kAverages, typename T>
 class UpdateTask {
  public:
-  static constexpr int kStreams = kStates + 2;
+  static constexpr int kStreams = kStates + 2 + kAverages;
 
   template <class Args>
   FT_DEVICE UpdateTask(const Args& args, uint32_t record) : header_(args) {
@@ -121,7 +122,9 @@ class UpdateTask {
     });
   }
 
-  FT_DEVICE void run(uint32_t item, GradTransform<T> grad, const unsigned char* constants) const {
+  FT_DEVICE void run(
+      uint32_t item, GradTransform<T> grad, const unsigned char* constants,
+      T average_weight) const {
     if (group_->maximizes) grad.coefficient = -grad.coefficient;
     const uint32_t begin = (item - first_item_) * header_.item_elements;
     const uint32_t end = min(begin + header_.item_elements, numel_);
@@ -133,6 +136,13 @@ class UpdateTask {
       transform_all(lanes, grad, values[0]);
       Variants<Functor, kStates>::visit(
           group_->flags, [&](auto functor) { update<decltype(functor)>(constants, values); });
+      if constexpr (kAverages) {
+        T(&averages)[kPack<T>] = values[kStreams - 1];
+#pragma unroll
+        for (uint32_t k = 0; k < kPack<T>; ++k) {
+          averages[k] = moved_average(averages[k], values[1][k], average_weight);
+        }
+      }
 #pragma unroll
       for (int s = 1; s < kStreams; ++s) store(data_[s], header_.dtypes[s], lanes, values[s]);
       if (header_.has_model) store(model_, header_.model_dtype, lanes, values[1]);
@@ -198,14 +208,14 @@ class UpdateTask {
   const GroupEntry* group_;
 };
 
-template <int kStates, class Args>
+template <int kStreams, class Args>
 FT_DEVICE void advance_steps(const Args& args) {
   if (!args.has_step || !is_last_block(args.ticket)) return;
   for (uint32_t record = threadIdx.x; record < args.layout.n_records; record += kThreads) {
     const auto half = args.table.template at<uint16_t>(args.layout.half_at(record));
     if (!(half & update_column::kLastPart)) continue;
     void* const step =
-        args.table.template at<void*>(args.layout.pointer_at(kStates + 2 + args.has_model, record));
+        args.table.template at<void*>(args.layout.pointer_at(kStreams + args.has_model, record));
     if (args.step_is_double) {
       *static_cast<double*>(step) += 1;
     } else {
@@ -227,11 +237,12 @@ inline constexpr int kStatesInFewRegisters = 1;
 #else
 inline constexpr int kStatesInFewRegisters = 2;
 #endif
+// An average is one state more in this.
 template <int kStates, typename T>
 inline constexpr int kBlocksAtATime = kStates <= kStatesInFewRegisters && sizeof(T) == 4 ? 3 : 2;
 
-template <template <unsigned> class Functor, int kStates, typename T, class Args>
-__global__ void __launch_bounds__(kThreads, (kBlocksAtATime<kStates, T>))
+template <template <unsigned> class Functor, int kStates, bool kAverages, typename T, class Args>
+__global__ void __launch_bounds__(kThreads, (kBlocksAtATime<kStates + kAverages, T>))
     update_kernel(const __grid_constant__ Args args) {
   __shared__ ConstantBytes constants;
   if (args.found_inf != nullptr && *args.found_inf != 0) {
@@ -243,11 +254,12 @@ __global__ void __launch_bounds__(kThreads, (kBlocksAtATime<kStates, T>))
   const GradTransform<T> grad{
       static_cast<T>(inverse_scale(args)), args.limit.template as<T>(), static_cast<T>(coefficient),
       true};
+  using Task = UpdateTask<Functor, kStates, kAverages, T>;
   uint32_t prepared = kNone;
   for (uint32_t i = blockIdx.x; i < args.n_items; i += gridDim.x) {
     const uint32_t item = args.backward ? args.n_items - 1 - i : i;
     const uint32_t record = find_record(args, update_column::kFirstItem, item);
-    const UpdateTask<Functor, kStates, T> task(args, record);
+    const Task task(args, record);
     if (record != prepared) {
       // Others may still use the last record's.
       __syncthreads();
@@ -255,9 +267,9 @@ __global__ void __launch_bounds__(kThreads, (kBlocksAtATime<kStates, T>))
       __syncthreads();
       prepared = record;
     }
-    task.run(item, grad, constants.bytes);
+    task.run(item, grad, constants.bytes, args.average_weight.template as<T>());
   }
-  advance_steps<kStates>(args);
+  advance_steps<Task::kStreams>(args);
 }
 
 }  // namespace fusedtricks::cuda

@@ -17,26 +17,27 @@ using Launch = void (*)(
     const UpdateHeader& header, const std::vector<unsigned char>& table, unsigned n_blocks,
     cudaStream_t stream);
 
-template <template <unsigned> class Functor, int kStates, typename T, class Args>
+template <template <unsigned> class Functor, int kStates, bool kAverages, typename T, class Args>
 void launch_with(
     const UpdateHeader& header, const std::vector<unsigned char>& table, unsigned n_blocks,
     cudaStream_t stream) {
   Args args;
   static_cast<UpdateHeader&>(args) = header;
   std::memcpy(args.table.bytes, table.data(), table.size());
-  const auto kernel = &update_kernel<Functor, kStates, T, Args>;
+  const auto kernel = &update_kernel<Functor, kStates, kAverages, T, Args>;
   FT_LAUNCH(kernel, n_blocks, kThreads, stream, args);
 }
 
-template <template <unsigned> class Functor, int kStates>
+template <template <unsigned> class Functor, int kStates, bool kAverages>
 void launch_sized(
     bool in_double, const UpdateHeader& header, const std::vector<unsigned char>& table,
     unsigned n_blocks, cudaStream_t stream) {
   const bool is_small = table.size() <= sizeof(SmallArgs::table);
-  const Launch launch = in_double  ? is_small ? &launch_with<Functor, kStates, double, SmallArgs>
-                                              : &launch_with<Functor, kStates, double, LargeArgs>
-                        : is_small ? &launch_with<Functor, kStates, float, SmallArgs>
-                                   : &launch_with<Functor, kStates, float, LargeArgs>;
+  const Launch launch =
+      in_double  ? is_small ? &launch_with<Functor, kStates, kAverages, double, SmallArgs>
+                            : &launch_with<Functor, kStates, kAverages, double, LargeArgs>
+      : is_small ? &launch_with<Functor, kStates, kAverages, float, SmallArgs>
+                 : &launch_with<Functor, kStates, kAverages, float, LargeArgs>;
   launch(header, table, n_blocks, stream);
 }
 
@@ -56,7 +57,9 @@ void launch_optimizer(
     const std::vector<unsigned char>& table, unsigned n_blocks, cudaStream_t stream) {
   if constexpr (has_states<Functor, kStates>()) {
     if (n_states == kStates) {
-      launch_sized<Functor, kStates>(in_double, header, table, n_blocks, stream);
+      const auto launch = header.has_average ? &launch_sized<Functor, kStates, true>
+                                             : &launch_sized<Functor, kStates, false>;
+      launch(in_double, header, table, n_blocks, stream);
       return;
     }
   }

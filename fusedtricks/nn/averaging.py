@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from fusedtricks._checks import check_bool, check_number
 from fusedtricks.lr_scheduler.scaling import beta_from_half_life
 from fusedtricks.lr_scheduler.times import as_number
+from fusedtricks.nn.following import Follower
 from fusedtricks.nn.model_tensors import (
     buffers_without_statistics,
     check_same_tensors,
@@ -150,28 +151,56 @@ class ModelEMA(AveragedModel):
             ValueError: If a name or a shape differs. Nothing has changed then.
         """
         averages, currents = self._matched(model)
-        n = int(self.n_averaged)
+        self._move(averages, currents, self._movable(averages, currents))
+
+    def _movable(
+        self, averages: dict[str, Tensor], currents: dict[str, Tensor]
+    ) -> dict[Tensor, str]:
         # By tensor, so that shared ones move once. Frozen parameters may have been released.
-        moving = {
-            average: currents[name]
+        return {
+            average: name
             for name, average in averages.items()
-            if n > 0 and (name in self._moving or currents[name].requires_grad)
+            if name in self._moving or currents[name].requires_grad
         }
-        if moving:
-            targets = list(moving)
-            values = like(targets, list(moving.values()))
-            torch._foreach_lerp_(targets, values, 1 - self._decay_after(n))
-            replace_infinite({name: averages[name] for name in self._guarded}, currents)
-        copied = {name: average for name, average in averages.items() if average not in moving}
-        copy_tensors(copied, currents)
+
+    @torch.no_grad()
+    def _move(
+        self,
+        averages: dict[str, Tensor],
+        values: dict[str, Tensor],
+        movable: dict[Tensor, str],
+        moved: Collection[Tensor] = (),
+    ) -> None:
+        """Take the values into all averages but those that have moved."""
+        weight = self._next_weight()
+        if weight is None:
+            copy_tensors(averages, values)
+        else:
+            targets = [average for average in movable if average not in moved]
+            if targets:
+                sources = like(targets, [values[movable[target]] for target in targets])
+                torch._foreach_lerp_(targets, sources, weight)
+            replace_infinite({name: averages[name] for name in self._guarded}, values)
+            copied = {name: average for name, average in averages.items() if average not in movable}
+            copy_tensors(copied, values)
         self.n_averaged += 1
         self._is_stale = self._recomputes
 
-    def _decay_after(self, n: int) -> float:
-        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+    def _next_weight(self) -> float | None:
+        """Return the share of the weights in the next average, None if it is a copy of them."""
+        n = int(self.n_averaged)
+        if n == 0:
+            return None
+        return 1 - (min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay)
 
     def follow(self, optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
         """Call `update_parameters(model)` after every step of an optimizer.
+
+        Optimizers of fusedtricks move the averages in their own sweep over memory, from the second
+        step on: those of parameters with a gradient, in 32 or 64 bits or with a master, that are on
+        the same device, unless a step hook that was there before may change the parameters. The
+        results are the same up to rounding, but a step that is skipped on a GPU leaves them alone.
+        Parameters that have a master count with its digits.
 
         Checkpoints and copies of the optimizer do not contain this; call it again after loading.
 
@@ -197,7 +226,7 @@ class ModelEMA(AveragedModel):
                 f"follow: expected an optimizer of the model's parameters, but "
                 f"{type(optimizer).__name__} has none of them"
             )
-        return optimizer.register_step_post_hook(lambda *_: self.update_parameters(model))
+        return Follower(self, model).follow(optimizer)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the averaged model.

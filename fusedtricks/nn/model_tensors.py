@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from fusedtricks._checks import check_module
 
 __all__ = [
+    "MatchedTensors",
     "buffers_without_statistics",
     "check_same_tensors",
     "copy_tensors",
@@ -112,6 +115,39 @@ def check_same_tensors(owner: str, first: Mapping[str, Any], other: Mapping[str,
                 f"{owner}: expected models of the same architecture, but {name!r} has shape "
                 f"{list(tensor.shape)} in the first one and {list(other[name].shape)} in the other"
             )
+
+
+class MatchedTensors:
+    """The tensors of two models by name, matched again only once one was replaced."""
+
+    def __init__(self, owner: str, first: nn.Module, other: nn.Module) -> None:
+        """Match them; raises as `check_same_tensors`, now and in `get`."""
+        self._owner, self._models = owner, (first, other)
+        self._match()
+
+    def get(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the tensors of both, the same dicts as long as nothing is replaced."""
+        names = list(chain.from_iterable(self._dicts))
+        # Not ==, which compares the values of tensors.
+        if names != self._names or not all(map(is_, self._walk_values(), self._values)):
+            self._match()
+        return self._tensors
+
+    def _match(self) -> None:
+        first, other = (model_tensors(model) for model in self._models)
+        check_same_tensors(self._owner, first, other)
+        self._tensors = first, other
+        self._dicts = [
+            kind
+            for model in self._models
+            for module in model.modules()
+            for kind in (module._parameters, module._buffers, module._modules)
+        ]
+        self._names = list(chain.from_iterable(self._dicts))
+        self._values = list(self._walk_values())
+
+    def _walk_values(self) -> Iterator[Any]:
+        return chain.from_iterable(map(dict.values, self._dicts))
 
 
 @torch.no_grad()

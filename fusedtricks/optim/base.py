@@ -85,6 +85,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
 
     _plan = None
     _plan_layout: list[Any] | None = None
+    _plan_averages: tuple[Any, dict[Tensor, Tensor]] = (None, {})
     _wants_flag = False
 
     def __init__(

@@ -14,7 +14,7 @@ from fusedtricks.reference import Entry, centralize_ndim
 if TYPE_CHECKING:
     from fusedtricks.optim.base import FusedOptimizer
 
-__all__ = ["check_entry", "check_group", "check_writable_grad", "overlap"]
+__all__ = ["check_entry", "check_group", "check_writable_grad", "mismatch", "overlap"]
 
 # States that an option adds when it is turned on later; all others exist from the first step on.
 _APPEAR_LATER = frozenset({"momentum_buffer", "grad_avg", "max_exp_avg_sq", "master_param"})
@@ -140,7 +140,7 @@ def _check_state(optimizer: "FusedOptimizer", entry: Entry, name: str) -> None:
                     f"{type(optimizer).__name__}: the state {key!r} of {name} is {value!r}, "
                     f"expected a tensor{_ADVICE}"
                 )
-            wrong = (_step_mismatch if key == "step" else _mismatch)(value, entry.param)
+            wrong = (_step_mismatch if key == "step" else mismatch)(value, entry.param)
         elif key not in _APPEAR_LATER:
             wrong = "is missing"
         if wrong:
@@ -149,7 +149,8 @@ def _check_state(optimizer: "FusedOptimizer", entry: Entry, name: str) -> None:
             )
 
 
-def _mismatch(value: Tensor, param: Tensor) -> str | None:
+def mismatch(value: Tensor, param: Tensor) -> str | None:
+    """Return why a tensor cannot go with a parameter, None if it can."""
     if value.shape != param.shape or value.device != param.device:
         return (
             f"has shape {tuple(value.shape)} on {value.device}, the parameter "

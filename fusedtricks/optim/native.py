@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusedtricks import backends, ops, reference
 from fusedtricks.optim import plan as python_plan
+from fusedtricks.optim.averaging import fused_averages, note_moved, wanted_averages
 from fusedtricks.reference import Entry, GradOptions, Outcome, centralize_ndim
 
 if TYPE_CHECKING:
@@ -45,8 +46,11 @@ def step(
         _, norm, nonfinite = reference.transform(entries, options)
         if nonfinite.item() != 0:
             return Outcome(True, norm, nonfinite)
-    optimizer._plan = _build_plan(optimizer, entries, library, on_device)
+    wanted, _ = wanted_averages(optimizer)
+    averages = fused_averages(optimizer, entries, wanted)
+    optimizer._plan = _build_plan(optimizer, entries, averages, library, on_device)
     optimizer._plan_layout = _layout(optimizer)
+    optimizer._plan_averages = wanted, averages
     outcome = planned_step(optimizer, options)
     if outcome is None:
         # What a plan cannot hold, say a tuple in place of the list of parameters.
@@ -85,6 +89,10 @@ def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome |
     """Take a step by the optimizer's plan; None if it is stale, and then nothing has changed."""
     if optimizer.backend == "reference" or _layout(optimizer) != optimizer._plan_layout:
         return None
+    wanted, weight = wanted_averages(optimizer)
+    planned, averages = optimizer._plan_averages
+    if wanted is not planned:
+        return None
     values = _planner.GroupValues()
     for group in optimizer.param_groups:
         values.add(
@@ -105,8 +113,13 @@ def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome |
         options.grad_scale,
         options.found_inf,
         optimizer._record.skipped_on_device,
+        weight,
     )
-    return Outcome(result.skipped, result.norm, result.nonfinite) if result.done else None
+    if not result.done:
+        return None
+    if not result.skipped:
+        note_moved(optimizer, averages)
+    return Outcome(result.skipped, result.norm, result.nonfinite)
 
 
 def _variant(optimizer: "FusedOptimizer", group: dict[str, Any]) -> int:
@@ -132,7 +145,11 @@ def _sweeps_grads(optimizer: "FusedOptimizer", options: GradOptions) -> bool:
 
 
 def _build_plan(
-    optimizer: "FusedOptimizer", entries: list[Entry], library: str, on_device: bool
+    optimizer: "FusedOptimizer",
+    entries: list[Entry],
+    averages: dict[Tensor, Tensor],
+    library: str,
+    on_device: bool,
 ) -> Any:
     n_groups = len(optimizer.param_groups)
     plan = _planner.Plan(library, f"{optimizer.algorithm}_", n_groups, on_device)
@@ -154,6 +171,7 @@ def _build_plan(
             plan.bind(
                 batch,
                 state["master_param"] if optimizer._has_master(entry) else None,
+                averages.get(param),
                 [state[name] for name in names],
                 count if watched else None,
                 state if watched else None,
@@ -252,6 +270,9 @@ def _listed_step(
             batch.states,
             batch.models,
             batch.model_index,
+            # The hooks that average, which torch.compile traces, find nothing moved.
+            [],
+            [],
             batch.steps,
             lr,
             [value for group in groups for value in optimizer._hyper(group)],
@@ -263,6 +284,7 @@ def _listed_step(
             _on(coefficient, device) if options.max_norm is not None else None,
             _on(options.grad_scale, device),
             options.clip_value,
+            0.0,
             _on(found_inf, device),
             counter if counts else None,
         )

@@ -85,6 +85,7 @@ class Plan:
         self,
         batch: int,
         master: Tensor | None,
+        average: Tensor | None,
         states: list[Tensor],
         step: Tensor | None,
         owner: dict[str, Any] | None,
@@ -95,6 +96,7 @@ class Plan:
         Args:
             batch: The number of the op call that updates it.
             master: What takes the parameter's place in the update.
+            average: What follows the parameter.
             states: The per-element states in the op's order.
             step: The step count.
             owner: The dict that holds them.
@@ -102,6 +104,7 @@ class Plan:
         """
         entry = self._entries[-1]
         entry.batch, entry.master, entry.states, entry.step = batch, master, states, step
+        entry.average = average
         entry.owner, entry.watched = owner, tuple(watched)
 
     def seal(self, state: dict[Any, Any]) -> None:
@@ -125,6 +128,7 @@ class Plan:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
         skipped_steps: Tensor | None,
+        average_weight: float,
     ) -> StepResult:
         """Take a step, if the plan is not stale.
 
@@ -138,6 +142,7 @@ class Plan:
             grad_scale,
             found_inf,
             skipped_steps,
+            average_weight,
         )
         # As in C++, neither autograd nor a default device has a say.
         with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -250,6 +255,8 @@ class Plan:
                 batch.states,
                 batch.models,
                 batch.model_index,
+                batch.averages,
+                batch.average_index,
                 batch.steps,
                 lr,
                 hyper,
@@ -261,6 +268,7 @@ class Plan:
                 _to(findings.coefficient, device),
                 _to(options.grad_scale, device),
                 options.clip_value,
+                options.average_weight,
                 _to(findings.found_inf, device),
                 counter,
             )

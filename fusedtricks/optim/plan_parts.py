@@ -71,6 +71,7 @@ class StepOptions:
         grad_scale: What the gradients are divided by.
         found_inf: Skips the step if it is not 0.
         skipped_steps: Counts what is skipped on the device.
+        average_weight: 1 - decay of the averages.
     """
 
     sweeps_grads: bool
@@ -80,6 +81,7 @@ class StepOptions:
     grad_scale: Tensor | None
     found_inf: Tensor | None
     skipped_steps: Tensor | None
+    average_weight: float
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ class PlanEntry:
     version: int  # of the parameter when it was the rounded master
     batch: int = -1
     master: Tensor | None = None
+    average: Tensor | None = None
     states: list[Tensor] = field(default_factory=list)
     step: Tensor | None = None
     owner: dict[str, Any] | None = None
@@ -122,16 +125,29 @@ class PlanEntry:
             and grad.dtype in backends._DTYPES
             and grad.device == self.device
             and grad.shape == param.shape
+            and (self.average is None or self._has_fitting_average())
+        )
+
+    def _has_fitting_average(self) -> bool:
+        # The average belongs to someone else, who may have moved it.
+        average, shape = self.average, self.param.shape
+        return (
+            average.layout == torch.strided
+            and average.device == self.device
+            and average.dtype in backends._DTYPES
+            and _has_own_elements(average, shape)
         )
 
     def has_own_elements(self) -> bool:
         """Return whether an op would write the parameter and its states as they are."""
         shape = self.param.shape
-        return all(
-            tensor.shape == shape
-            and not any(n > 1 and s == 0 for n, s in zip(shape, tensor.stride(), strict=True))
-            for tensor in (self.param, *self.states)
-        )
+        return all(_has_own_elements(tensor, shape) for tensor in (self.param, *self.states))
+
+
+def _has_own_elements(tensor: Tensor, shape: torch.Size) -> bool:
+    return tensor.shape == shape and not any(
+        n > 1 and s == 0 for n, s in zip(shape, tensor.stride(), strict=True)
+    )
 
 
 class Batch:
@@ -144,11 +160,13 @@ class Batch:
         self.states = [state for entry in entries for state in entry.states]
         self.models = [entry.param for entry in entries if entry.master is not None]
         self.model_index = [i for i, entry in enumerate(entries) if entry.master is not None]
+        self.averages = [entry.average for entry in entries if entry.average is not None]
+        self.average_index = [i for i, entry in enumerate(entries) if entry.average is not None]
         self.steps = [entry.step for entry in entries if entry.step is not None]
         self.group_sizes = [0] * n_groups
         for entry in entries:
             self.group_sizes[entry.group] += 1
-        self.written = [*self.params, *self.states, *self.models]
+        self.written = [*self.params, *self.states, *self.models, *self.averages]
 
 
 class Selection:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fusedtricks.optim.averaging import Averaging
 from fusedtricks.reference import Entry
 
 __all__ = ["StateMixin", "StepRecord"]
@@ -36,6 +37,8 @@ class StateMixin:
     """The part of `FusedOptimizer` that creates the state of a parameter."""
 
     _record: StepRecord
+    # Of a step hook, which sets it. Copies of the optimizer have neither.
+    averaging: Averaging | None = None
 
     @property
     def grad_norm(self) -> Tensor | None:

@@ -66,12 +66,13 @@ def bits(tensor: Tensor) -> str:
 
 @dataclass(frozen=True)
 class DTypes:
-    """What the tensors of a parameter are made of; `model` None: it has no model copy."""
+    """What the tensors of a parameter are made of; None: it has no such tensor."""
 
     param: torch.dtype = torch.float32
     grad: torch.dtype = torch.float32
     state: torch.dtype = torch.float32
     model: torch.dtype | None = None
+    average: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class GradOptions:
     centralize: int = 0
 
 
+AVERAGE_WEIGHT = 0.3
 COMBINED = GradOptions(grad_scale=4.0, clip_value=0.4, max_norm=1.3, centralize=2)
 
 
@@ -145,6 +147,11 @@ class Call:
             self._make("model", torch.zeros(self.shapes[i]), self.dtypes[i].model)
             for i in self.model_index
         ]
+        self.average_index = [i for i, (_, d) in enumerate(each) if d.average is not None]
+        self.averages = [
+            self._normal("average", self.shapes[i], self.dtypes[i].average)
+            for i in self.average_index
+        ]
         self.steps = [step.clone() for _ in each]
 
     def _normal(self, stream: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -156,7 +163,7 @@ class Call:
     @property
     def written(self) -> list[Tensor]:
         """Everything that the op writes."""
-        return [*self.params, *self.states, *self.models, *self.steps]
+        return [*self.params, *self.states, *self.models, *self.averages, *self.steps]
 
     def written_bits(self) -> list[str]:
         """Return the digests of everything that the op writes."""
@@ -194,6 +201,8 @@ class Call:
             self.states,
             self.models,
             self.model_index,
+            self.averages,
+            self.average_index,
             self.steps,
             [torch.tensor(group["lr"], dtype=torch.float64) for group in groups],
             [value for group in groups for value in optimizer._hyper(group)],
@@ -205,6 +214,7 @@ class Call:
             coefficient,
             as_scale(options.grad_scale),
             options.clip_value,
+            AVERAGE_WEIGHT,
             found_inf,
             skipped_steps,
         )
@@ -233,7 +243,11 @@ class Call:
         self.case.torch_step(optimizer)
         states = [optimizer.state[twin][name] for twin in twins for name in self.state_names]
         steps = [step.double() + 1 for step in self.steps]
-        return Expected([t.detach() for t in twins], states, steps, norm)
+        averages = [
+            torch.lerp(average.double(), twins[i].detach(), AVERAGE_WEIGHT)
+            for average, i in zip(self.averages, self.average_index, strict=True)
+        ]
+        return Expected([t.detach() for t in twins], states, averages, steps, norm)
 
     def assert_close(
         self, expected: "Expected", *, base: float = 4e-6, double: float = 1e-12
@@ -252,6 +266,11 @@ class Call:
         for model, i in zip(self.models, self.model_index, strict=True):
             # Rounded from the computed parameter, which is not that of the oracle to the bit.
             close(model, expected.params[i], base, f"model copy of tensor {i}, {self.dtypes[i]}")
+        pairs = zip(self.averages, expected.averages, self.average_index, strict=True)
+        for average, wanted, i in pairs:
+            dtypes = self.dtypes[i]
+            exact = {dtypes.param, dtypes.grad, dtypes.state, dtypes.average} == {torch.float64}
+            close(average, wanted, double if exact else base, f"average of tensor {i}, {dtypes}")
 
 
 @dataclass(frozen=True)
@@ -260,6 +279,7 @@ class Expected:
 
     params: list[Tensor]
     states: list[Tensor]
+    averages: list[Tensor]
     steps: list[Tensor]
     norm: Tensor | None
 

@@ -11,6 +11,7 @@ ORDER = f"{KERNELS}test_the_order_of_threads_and_blocks"
 OFFSETS = f"{MEMORY}test_every_offset_of_every_stream"
 SKIPPED = f"{MEMORY}test_a_skipped_call_writes_nothing_and_counts_once"
 MIXTURES = f"{VALUES}test_mixtures_of_dtypes"
+AVERAGES = "tests/test_fused_averages.py::test_averages_of_every_optimizer"
 CLIPPED = f"{VALUES}test_a_clipped_bad_element_is_still_bad"
 STATISTICS = f"{KERNELS}test_work_items_of_the_statistics"
 LAUNCHES = f"{KERNELS}test_one_launch_after_the_other"
@@ -43,6 +44,14 @@ _STORES = """#pragma unroll
 _MODEL = "      if (header_.has_model) store(model_, header_.model_dtype, lanes, values[1]);\n"
 _UPDATE = """      Variants<Functor, kStates>::visit(
           group_->flags, [&](auto functor) { update<decltype(functor)>(constants, values); });
+"""
+_AVERAGE = """      if constexpr (kAverages) {
+        T(&averages)[kPack<T>] = values[kStreams - 1];
+#pragma unroll
+        for (uint32_t k = 0; k < kPack<T>; ++k) {
+          averages[k] = moved_average(averages[k], values[1][k], average_weight);
+        }
+      }
 """
 
 FAULTS = [
@@ -234,9 +243,26 @@ FAULTS = [
     Fault(
         "the model copy is that of the parameter before the update",
         "update.cuh",
-        _UPDATE + _STORES + _MODEL,
-        _MODEL + _UPDATE + _STORES,
+        _UPDATE + _AVERAGE + _STORES + _MODEL,
+        _MODEL + _UPDATE + _AVERAGE + _STORES,
         (f"{MIXTURES}[Adagrad-plain-in_place]",),
+    ),
+    Fault(
+        "the average is that of the parameter before the update",
+        "update.cuh",
+        _UPDATE + _AVERAGE,
+        _AVERAGE + _UPDATE,
+        (f"{MIXTURES}[AdamW-plain-in_place]", f"{AVERAGES}[AdamW-cpu-torch.float32-plain]"),
+    ),
+    Fault(
+        "the average is not stored",
+        "update.cuh",
+        _STORES,
+        _STORES.replace("s < kStreams;", "s < kStreams - kAverages;"),
+        (
+            f"{MIXTURES}[SGDW-momentum-plain-shifted]",
+            f"{AVERAGES}[Adagrad-cpu-torch.float64-combined]",
+        ),
     ),
     Fault(
         "maximize is ignored",

@@ -12,7 +12,15 @@ from tests.cuda_shim import build
 SUITES = (
     *("amp", "amp_training", "checkpoint", "cuda_kernels", "cuda_kernel_memory"),
     *("cuda_kernel_values", "cuda_launches", "determinism", "exchange", "layouts"),
-    *("mixed_groups", "numerics", "outside_writes", "param_groups", "peer_defects", "pickling"),
+    *(
+        "fused_averages",
+        "mixed_groups",
+        "numerics",
+        "outside_writes",
+        "param_groups",
+        "peer_defects",
+        "pickling",
+    ),
     *("raw_ops", "schedules", "skips_on_device", "state", "step_protocol"),
 )
 
