@@ -1,5 +1,6 @@
 """The trainer: both steppers, and going on after a stop."""
 
+import copy
 import itertools
 import math
 
@@ -255,6 +256,39 @@ def test_a_state_without_a_part_changes_nothing(key):
         trainer.load_state_dict(state)
     assert weights_sha256(trainer.model) == digest and trainer.batches.position == 0
     assert not trainer.stepper.optimizer.state_dict()["state"]
+
+
+WRONG_PARTS = {
+    "model: of another network": ("model", lambda v: v | {"fc.weight": torch.zeros(3, 2)}),
+    "model: less": ("model", lambda v: {k: x for k, x in v.items() if k != "fc.bias"}),
+    "optimizer: of another network": ("optimizer", lambda v: v | {"param_groups": []}),
+    "scheduler": ("scheduler", lambda v: 3),
+    "batches": ("batches", lambda v: {}),
+    "history": ("history", lambda v: 3.5),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_PARTS)
+def test_a_state_of_another_run_changes_nothing(wrong):
+    other, trainer = make_trainer(), make_trainer()
+    other.run(should_stop=stop_after(6))
+    trainer.run(should_stop=stop_after(2))
+    before = copy.deepcopy(trainer.state_dict())
+    digest = weights_sha256(trainer.model)
+    key, change = WRONG_PARTS[wrong]
+    state = other.state_dict()
+    with pytest.raises((ValueError, RuntimeError, TypeError, KeyError, AttributeError)):
+        trainer.load_state_dict(state | {key: change(state[key])})
+    after = trainer.state_dict()
+    assert weights_sha256(trainer.model) == digest
+    for name in before.keys() - {"model", "optimizer", "batches"}:
+        assert after[name] == before[name], name
+    assert trainer.batches.position == 2
+    assert trainer.run(should_stop=stop_after(1)) is False
+    expected = make_trainer()
+    expected.run(should_stop=stop_after(3))
+    for mine, its in zip(weights_and_states(trainer), weights_and_states(expected), strict=True):
+        assert torch.equal(mine, its)
 
 
 def test_the_digest_sees_every_bit():

@@ -1,12 +1,12 @@
 """The outputs of a teacher, computed once per sample."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from fusedtricks._checks import check_module, check_tensor, check_whole
+from fusedtricks.nn.model_tensors import restored_modes
 from fusedtricks.targets import Targets, as_targets
 
 __all__ = ["TeacherCache"]
@@ -179,7 +179,8 @@ class TeacherCache:
     def _add(self, inputs: Tensor, indices: Tensor, new: Tensor) -> None:
         if len(new) < len(indices):
             inputs, indices = inputs[new.to(inputs.device)], indices[new]
-        with _evaluating(self.teacher):
+        with restored_modes(self.teacher):
+            self.teacher.eval()
             logits = self.teacher(inputs)
         check_tensor("TeacherCache", "the teacher's logits", logits)
         expected = [len(indices), self._logits.shape[1]]
@@ -228,15 +229,3 @@ def _refuse_mixed(targets: Tensor | Targets, n_samples: int) -> None:
             "TeacherCache: the images of this batch are mixed, and the kept logits belong to "
             "unmixed ones; run the teacher on the mixed images instead"
         )
-
-
-@contextmanager
-def _evaluating(teacher: nn.Module) -> Iterator[None]:
-    # Module by module: a teacher may be in evaluation mode in parts.
-    training = [module for module in teacher.modules() if module.training]
-    teacher.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,5 +1,6 @@
 """A training run of one model with one optimizer, which can stop and go on at any batch."""
 
+import copy
 import hashlib
 import math
 import time
@@ -143,8 +144,9 @@ class Trainer:
         """Continue where the trainer that `state` is from was.
 
         Raises:
-            ValueError: If it is no such state. Nothing has changed then.
-            ValueError, RuntimeError: If the state is that of another model.
+            ValueError: If it is no such state.
+            ValueError, RuntimeError: If it is the state of another model. As after all errors,
+                nothing has changed then.
         """
         missing = [name for name in _KEYS if name not in state]
         if missing:
@@ -152,6 +154,14 @@ class Trainer:
                 "load_state_dict: expected what Trainer.state_dict() returned, got no "
                 f"{missing[0]!r}"
             )
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._load(state)
+        except BaseException:
+            self._load(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
