@@ -1,6 +1,9 @@
 """Averages that fused steps move in their own sweep: the same as by hand, after every step."""
 
 import copy
+import gc
+import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -347,6 +350,23 @@ def test_an_earlier_hook_may_change_the_weights(moved) -> None:
     assert counts(moved)[4:] == [0, 6]
 
 
+class Limited(optim.SGD):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        # Not super().step: once there was an SGD, torch has put hooks around that too.
+        loss = inspect.unwrap(optim.SGD.step)(self, closure)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.clamp_(-0.2, 0.2)
+        return loss
+
+
+def test_a_subclass_may_change_the_weights(moved) -> None:
+    model = make()
+    Followed(model, Limited(model.parameters(), lr=0.3, momentum=0.7)).run(4).check()
+    assert not any(moved)
+
+
 @pytest.mark.parametrize("is_first", [True, False], ids=["decay first", "average first"])
 def test_orthogonal_decay_is_part_of_the_step(is_first, moved) -> None:
     model = nn.Linear(3, 5)
@@ -371,6 +391,11 @@ def test_removal_ends_it(moved) -> None:
     for now, then in zip(followed.ema.state_dict().values(), before.values(), strict=True):
         assert torch.equal(now, then)
     assert len(moved) == 3
+    gone = weakref.ref(followed.ema)
+    params = followed.params
+    del followed, now, then, moved[:]
+    gc.collect()
+    assert gone() is None and optimizer._plan is not None and len(params) == len(SMALL)
 
 
 @pytest.mark.parametrize("how", ["reference", "overlapping"])

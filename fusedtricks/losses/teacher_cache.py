@@ -1,6 +1,6 @@
 """The outputs of a teacher, computed once per sample."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn

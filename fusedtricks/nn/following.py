@@ -1,5 +1,6 @@
 """Averages that follow the steps of an optimizer."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fusedtricks.nn.model_tensors import MatchedTensors, unwrap_model
 from fusedtricks.optim.averaging import Averaging
-from fusedtricks.optim.state import StateMixin
+from fusedtricks.optim.base import FusedOptimizer
 
 if TYPE_CHECKING:
     from fusedtricks.nn.averaging import ModelEMA
@@ -35,7 +36,7 @@ class Follower:
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         averages, currents = self._tensors.get()
         self._look_at(averages, currents)
-        if not isinstance(optimizer, StateMixin):
+        if not isinstance(optimizer, FusedOptimizer):
             self._ema._move(averages, currents, self._movable)
             return
         masters = _masters(optimizer)
@@ -43,7 +44,8 @@ class Follower:
         if masters:
             values = {name: masters.get(current, current) for name, current in currents.items()}
         self._ema._move(averages, values, self._movable, self._averaging.take_moved())
-        if next(iter(optimizer._optimizer_step_post_hooks)) == self._handle.id:
+        is_first = next(iter(optimizer._optimizer_step_post_hooks)) == self._handle.id
+        if is_first and not _adds_to_step(optimizer):
             self._averaging.averages = self._averages
             optimizer.averaging = self._averaging
 
@@ -63,7 +65,12 @@ class Follower:
         }
 
 
-def _masters(optimizer: Any) -> dict[Tensor, Tensor]:
+def _adds_to_step(optimizer: FusedOptimizer) -> bool:
+    """Return whether a subclass has a step of its own, which may change the parameters too."""
+    return inspect.unwrap(type(optimizer).step) is not inspect.unwrap(FusedOptimizer.step)
+
+
+def _masters(optimizer: FusedOptimizer) -> dict[Tensor, Tensor]:
     """Return the float32 copies of those parameters that have one."""
     pairs = {
         param: optimizer.master_of(param, group)

@@ -47,10 +47,10 @@ class Averaging:
 
 def wanted_averages(optimizer: "FusedOptimizer") -> tuple[dict[Tensor, Tensor] | None, float]:
     """Return the averages that the next step is to move, None for none, and their weight."""
-    averaging = optimizer.averaging
-    if averaging is None:
-        return None, 0.0
-    if next(iter(optimizer._optimizer_step_post_hooks), None) != averaging.hook_id:
+    averaging, hooks = optimizer.averaging, optimizer._optimizer_step_post_hooks
+    if averaging is not None and averaging.hook_id not in hooks:
+        averaging = optimizer.averaging = None  # removed: nothing keeps the averages
+    if averaging is None or next(iter(hooks)) != averaging.hook_id:
         return None, 0.0
     weight = averaging.next_weight()
     return (None, 0.0) if weight is None else (averaging.averages, weight)
