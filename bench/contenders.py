@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .cases import Case
 from .workloads import Shape
@@ -72,31 +71,35 @@ def averaged_by_ours(
     """Return a step with our average of the parameters, in its own pass or in the step's."""
     model = nn.ParameterList(parameters)
     ema = importlib.import_module("fusedtricks.nn").ModelEMA(model, decay=AVERAGE_DECAY)
-    if separately:
-        step = averaging(optimizer.step, ema, model)
-    else:
+    kept = [*parameters, *ema.module.parameters()]
+    if not separately:
         ema.follow(optimizer, model)
-        step = optimizer.step
-    return Contender(step, [*parameters, *ema.module.parameters()])
+        return Contender(optimizer.step, kept)
+
+    def averaged_step() -> None:
+        optimizer.step()
+        ema.update_parameters(model)
+
+    return Contender(averaged_step, kept)
 
 
 def averaged_by_torch(step: Callable[[], object], parameters: list[Tensor]) -> Contender:
-    """Return a step with torch's average of the parameters after it."""
-    model = nn.ParameterList(parameters)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
-    return Contender(averaging(step, average, model), [*parameters, *average.module.parameters()])
+    """Return a step with torch's quickest average of the parameters after it.
 
+    It is what `torch.optim.swa_utils.get_ema_multi_avg_fn` calls, without the module around it.
+    """
+    averages = [parameter.detach().clone() for parameter in parameters]
+    averages_are_new = True
 
-def averaging(
-    step: Callable[[], object], average: AveragedModel, model: nn.Module
-) -> Callable[[], None]:
-    """Return a step that updates an averaged model after it."""
-
+    @torch.no_grad()
     def averaged_step() -> None:
+        nonlocal averages_are_new
         step()
-        average.update_parameters(model)
+        weight = 1.0 if averages_are_new else 1 - AVERAGE_DECAY
+        torch._foreach_lerp_(averages, parameters, weight)
+        averages_are_new = False
 
-    return averaged_step
+    return Contender(averaged_step, [*parameters, *averages])
 
 
 def build_ours(

@@ -5,10 +5,12 @@
 
 namespace fusedtricks {
 
-// `weight` is 1 - decay.
+// average + weight * (param - average), from the end that is nearer, as torch.lerp has it: so the
+// weights 0 and 1 are exact.
 template <typename T>
 FT_HOST_DEVICE T moved_average(T average, T param, T weight) {
-  return average + weight * (param - average);
+  const T way = param - average;
+  return weight < T(0.5) ? average + weight * way : param - (1 - weight) * way;
 }
 
 }  // namespace fusedtricks

@@ -116,14 +116,15 @@ PYBIND11_MODULE(_C, module) {
              const GroupValues& values, bool sweeps_grads, bool skips_nonfinite,
              std::optional<double> clip_value, std::optional<double> max_norm,
              std::optional<at::Tensor> grad_scale, std::optional<at::Tensor> found_inf,
-             std::optional<at::Tensor> skipped_steps, double average_weight) {
+             std::optional<at::Tensor> skipped_steps, const py::list& averages,
+             double average_weight) {
             return plan.step(
                 param_groups, state, values,
                 {sweeps_grads, skips_nonfinite, clip_value, max_norm, std::move(grad_scale),
-                 std::move(found_inf), std::move(skipped_steps), average_weight});
+                 std::move(found_inf), std::move(skipped_steps), averages, average_weight});
           },
           py::arg("param_groups"), py::arg("state"), py::arg("values"), py::arg("sweeps_grads"),
           py::arg("skips_nonfinite"), py::arg("clip_value"), py::arg("max_norm"),
           py::arg("grad_scale"), py::arg("found_inf"), py::arg("skipped_steps"),
-          py::arg("average_weight"));
+          py::arg("averages"), py::arg("average_weight"));
 }

@@ -67,10 +67,18 @@ bool fits(const at::Tensor& tensor, at::IntArrayRef sizes) {
   return tensor.sizes() == sizes && at::has_internal_overlap(tensor) != at::MemOverlap::Yes;
 }
 
-// Whether an op would take `average` as that of `param`.
+// Where the allocation that a tensor lies in begins.
+const void* allocation_of(const at::Tensor& tensor) {
+  return tensor.has_storage() ? tensor.storage().data() : nullptr;
+}
+
+// Whether an op would take `average` as that of `param`, and in its precision.
 bool fits_beside(const at::Tensor& average, const at::Tensor& param) {
+  const bool is_wider = average.scalar_type() == at::kDouble && param.scalar_type() != at::kDouble;
+  const void* const allocation = allocation_of(average);
   return average.layout() == at::kStrided && average.device() == param.device() &&
-         has_supported_dtype(average) && fits(average, param.sizes());
+         has_supported_dtype(average) && !is_wider && fits(average, param.sizes()) &&
+         (allocation == nullptr || allocation != allocation_of(param));
 }
 
 // Waits only for a value that the host reads next: that of a mixture of CPU and GPU parameters.
@@ -100,13 +108,13 @@ void Plan::add(const py::object& param, int64_t group) {
 }
 
 void Plan::bind(
-    int64_t batch, std::optional<at::Tensor> master, std::optional<at::Tensor> average,
+    int64_t batch, std::optional<at::Tensor> master, int64_t average,
     std::vector<at::Tensor> states, std::optional<at::Tensor> step,
     const std::optional<py::dict>& owner, const std::vector<std::string>& watched) {
   Entry& entry = entries_.back();
   entry.batch = batch;
   entry.master = std::move(master);
-  entry.average = std::move(average);
+  entry.average = average;
   entry.states = std::move(states);
   entry.step = std::move(step);
   entry.bound = true;
@@ -129,13 +137,12 @@ void Plan::seal(const py::dict& state) {
 }
 
 void Plan::Batch::release() {
-  for (auto* list : {&params, &grads, &models}) list->clear();
+  for (auto* list : {&params, &grads, &models, &averages}) list->clear();
 }
 
 template <class Fetch>
 void Plan::Entry::for_each_state(const Fetch& fetch) const {
   if (master.has_value()) fetch(master->unsafeGetTensorImpl());
-  if (average.has_value()) fetch(average->unsafeGetTensorImpl());
   for (const at::Tensor& state : states) fetch(state.unsafeGetTensorImpl());
   if (step.has_value()) fetch(step->unsafeGetTensorImpl());
 }
@@ -187,7 +194,7 @@ bool Plan::same_state(const py::dict& state) const {
 
 // Adds a parameter and its gradient, if it has one, to its batch; false if the plan no longer fits.
 // Shapes of states are checked by the ops.
-bool Plan::take(Entry& entry, const at::Tensor& param) {
+bool Plan::take(Entry& entry, const at::Tensor& param, const py::list& averages) {
   const at::Tensor& grad = param.grad();
   entry.takes_part = grad.defined();
   if (!entry.takes_part) return true;
@@ -199,8 +206,6 @@ bool Plan::take(Entry& entry, const at::Tensor& param) {
   }
   // Others wrote to the parameter, and its master has to follow.
   if (entry.master.has_value() && version_of(param) != entry.version) return false;
-  // The average belongs to someone else, who may have moved it.
-  if (entry.average.has_value() && !fits_beside(*entry.average, param)) return false;
   if (batches_.size() > 1) {
     // An op checks its own tensors only; the first must not have written when the second refuses.
     if (!fits(param, param.sizes())) return false;
@@ -209,9 +214,22 @@ bool Plan::take(Entry& entry, const at::Tensor& param) {
     }
   }
   Batch& batch = batches_[entry.batch];
+  if (entry.average >= 0 && !take_average(entry, param, averages, batch)) return false;
   batch.grads.push_back(grad);
   batch.params.push_back(entry.master.has_value() ? *entry.master : param);
   if (entry.master.has_value()) batch.models.push_back(param);
+  return true;
+}
+
+// The average belongs to someone else, who may have moved it.
+bool Plan::take_average(
+    const Entry& entry, const at::Tensor& param, const py::list& averages, Batch& batch) {
+  if (entry.average >= PyList_GET_SIZE(averages.ptr())) return false;
+  PyObject* const object = PyList_GET_ITEM(averages.ptr(), entry.average);
+  if (!THPVariable_Check(object)) return false;
+  const at::Tensor& average = THPVariable_Unpack(object);
+  if (!fits_beside(average, param)) return false;
+  batch.averages.push_back(average);
   return true;
 }
 
@@ -219,7 +237,6 @@ bool Plan::take(Entry& entry, const at::Tensor& param) {
 void Plan::refill() {
   for (Batch& batch : batches_) {
     batch.states.clear();
-    batch.averages.clear();
     batch.steps.clear();
     batch.model_index.clear();
     batch.average_index.clear();
@@ -231,10 +248,7 @@ void Plan::refill() {
     Batch& batch = batches_[entry.batch];
     const int64_t index = sizes[entry.batch]++;
     if (entry.master.has_value()) batch.model_index.push_back(index);
-    if (entry.average.has_value()) {
-      batch.averages.push_back(*entry.average);
-      batch.average_index.push_back(index);
-    }
+    if (entry.average >= 0) batch.average_index.push_back(index);
     batch.states.insert(batch.states.end(), entry.states.begin(), entry.states.end());
     if (entry.step.has_value()) batch.steps.push_back(*entry.step);
     ++batch.group_sizes[entry.group];
@@ -242,7 +256,7 @@ void Plan::refill() {
 }
 
 // Collects parameters and gradients; false if the plan is stale.
-bool Plan::gather(const py::list& param_groups, const py::dict& state) {
+bool Plan::gather(const py::list& param_groups, const py::dict& state, const py::list& averages) {
   if (!same_params(param_groups) || !same_state(state)) return false;
   bool changed = false;
   for (Entry& entry : entries_) {
@@ -250,7 +264,7 @@ bool Plan::gather(const py::list& param_groups, const py::dict& state) {
     // torch.utils.swap_tensors gives a Python parameter another TensorImpl.
     if (param.unsafeGetTensorImpl() != entry.impl) return false;
     const bool took_part = entry.takes_part;
-    if (!take(entry, param)) return false;
+    if (!take(entry, param, averages)) return false;
     changed |= entry.takes_part != took_part;
   }
   if (changed) refill();
@@ -270,7 +284,7 @@ StepResult Plan::step(
       plan.is_busy_ = false;
     }
   } release{*this};
-  if (!gather(param_groups, state)) return {};
+  if (!gather(param_groups, state, options.averages)) return {};
   lr_.resize(values.lr.size());
   for (size_t g = 0; g < values.lr.size(); ++g) {
     if (THPVariable_Check(values.lr[g].ptr())) {

@@ -38,6 +38,7 @@ struct StepOptions {
   std::optional<double> clip_value, max_norm;
   std::optional<at::Tensor> grad_scale, found_inf;
   std::optional<at::Tensor> skipped_steps;  // counts what is skipped on the device
+  py::list averages;                        // what `bind` gave the positions of
   double average_weight = 0;
 };
 
@@ -56,10 +57,10 @@ class Plan {
 
   // One call per parameter of every group, in order; `bind` gives the last one its tensors.
   void add(const py::object& param, int64_t group);
-  // `master` takes the parameter's place in the update, `average` follows it; `owner` is the dict
-  // of `watched` keys.
+  // `master` takes the parameter's place in the update; `average` is the position, in the averages
+  // of each step, of the one that follows it, -1 for none; `owner` is the dict of `watched` keys.
   void bind(
-      int64_t batch, std::optional<at::Tensor> master, std::optional<at::Tensor> average,
+      int64_t batch, std::optional<at::Tensor> master, int64_t average,
       std::vector<at::Tensor> states, std::optional<at::Tensor> step,
       const std::optional<py::dict>& owner, const std::vector<std::string>& watched);
   void seal(const py::dict& state);
@@ -82,11 +83,11 @@ class Plan {
     const c10::TensorImpl* impl;
     at::ScalarType dtype;
     c10::Device device;
-    std::optional<at::Tensor> master, average, step;
+    std::optional<at::Tensor> master, step;
     std::vector<at::Tensor> states;
     py::object owner;
     std::vector<Watched> watched;
-    int64_t group = 0, batch = 0;
+    int64_t group = 0, batch = 0, average = -1;
     bool bound = false;
     bool takes_part = false;  // had a gradient in the last step
     uint32_t version = 0;     // of the parameter when it was the rounded master
@@ -97,8 +98,8 @@ class Plan {
 
   // The argument lists of one op call. States and what follows stay from step to step.
   struct Batch {
-    std::vector<at::Tensor> params, grads, models;
-    std::vector<at::Tensor> states, averages, steps;
+    std::vector<at::Tensor> params, grads, models, averages;
+    std::vector<at::Tensor> states, steps;
     std::vector<int64_t> model_index, average_index, group_sizes;
     at::Tensor row_means;
     void release();
@@ -109,11 +110,13 @@ class Plan {
     std::optional<at::Tensor> norm, coefficient, nonfinite, found_inf;
   };
 
-  bool gather(const py::list& param_groups, const py::dict& state);
+  bool gather(const py::list& param_groups, const py::dict& state, const py::list& averages);
   bool same_params(const py::list& param_groups) const;
   bool same_state(const py::dict& state) const;
   void prefetch_after(size_t index) const;
-  bool take(Entry& entry, const at::Tensor& param);
+  bool take(Entry& entry, const at::Tensor& param, const py::list& averages);
+  static bool take_average(
+      const Entry& entry, const at::Tensor& param, const py::list& averages, Batch& batch);
   void refill();
   StepResult run(const GroupValues& values, const StepOptions& options);
   void sweep_grads(const GroupValues& values, const StepOptions& options, Findings& findings);

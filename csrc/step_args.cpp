@@ -119,9 +119,9 @@ void check_lengths(const std::string& op, const StepRequest& r, int64_t n_states
 }
 
 // Walks along the tensors that only some parameters have, while these are visited in order.
-class Optionals {
+class IndexedTensors {
  public:
-  Optionals(const char* index_name, at::TensorList tensors, at::IntArrayRef index)
+  IndexedTensors(const char* index_name, at::TensorList tensors, at::IntArrayRef index)
       : index_name_(index_name), tensors_(tensors), index_(index) {}
 
   // That of parameter i, null if it has none.
@@ -296,8 +296,8 @@ std::vector<TensorArgs> view_step(
   check_lengths(op, r, n_states);
   check_counter(op, r.skipped_steps, device);
   std::vector<TensorArgs> views(r.params.size());
-  Optionals models("model_index", r.model_params, r.model_index);
-  Optionals averages("average_index", r.averages, r.average_index);
+  IndexedTensors models("model_index", r.model_params, r.model_index);
+  IndexedTensors averages("average_index", r.averages, r.average_index);
   int64_t row = 0;
   for_each_tensor(op, views.size(), r.group_sizes, [&](size_t i, size_t g) {
     const at::Tensor& original = r.params[i];

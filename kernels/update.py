@@ -79,7 +79,7 @@ def _launch(plan: Plan, r: StepArgs, addresses: bytes) -> None:
         on_device(r.coefficient, device, torch.float64),
         on_device(r.grad_scale, device, torch.float32),
         bits_of_limit(r.clip_value),
-        bits_of(r.average_weight),
+        bits_of(r.average_weight) if r.averages else None,
         on_device(r.found_inf, device, torch.float32),
         r.skipped_steps,
         plan.ticket.get(stream),

@@ -37,6 +37,12 @@ def group_column(name):
     return ["lr", "sign", "constants"].index(name)
 
 
+@triton.constexpr_function
+def bits_of_half():
+    """Return the bits of the float64 0.5, as `launch.bits_of` does."""
+    return 0x3FE0000000000000
+
+
 @dataclass(frozen=True)
 class Body:
     """What is compiled for a tensor: flags of the algorithm, and dtypes (None: has none).
@@ -105,7 +111,9 @@ def _update_block(
         state_at = states_at[k] + at * size_of(choice(BODY.states, k))
         write(state_at, offsets, mask, states[k], choice(BODY.states, k), FULL)
     if BODY.average is not None:
-        average = average + average_weight * (param - average)
+        weight, is_small = average_weight
+        way = param - average
+        average = tl.where(is_small, average + weight * way, param - (1.0 - weight) * way)
         write(average_at, offsets, mask, average, BODY.average, FULL)
     if BODY.model is not None:
         model_at += at * size_of(BODY.model)
@@ -160,7 +168,7 @@ def _prepare(
 @triton.jit
 def _update_item(
     addresses_ptr, record_ptr, groups_ptr, tensor, n_tensors, begin,
-    means_ptr, coefficient_ptr, scale_ptr, limit, average_weight,
+    means_ptr, coefficient_ptr, scale_ptr, limit, average_weight_bits,
     PREPARE: tl.constexpr, UPDATE: tl.constexpr, N_CONSTANTS: tl.constexpr, BODY: tl.constexpr,
     ITEM: tl.constexpr,
 ):  # fmt: skip
@@ -172,7 +180,14 @@ def _update_item(
     if coefficient_ptr is not None:
         coefficient *= tl.load(coefficient_ptr).to(BODY.compute)
     gradient = (inverse_scale(scale_ptr, BODY.compute), limit.to(BODY.compute), coefficient)
-    average_weight = average_weight.to(BODY.compute)
+    average_weight = (limit, False)  # not used without an average
+    if BODY.average is not None:
+        # Averages move from the end that is nearer, as torch.lerp has it. Which one it is shows in
+        # the bits, which have the order of the numbers: floats would be compared in float64.
+        average_weight = (
+            double_from_bits(average_weight_bits).to(BODY.compute),
+            average_weight_bits < bits_of_half(),
+        )
     numel = tl.load(record_ptr + column("numel"))
     row_length = tl.load(record_ptr + column("row_length"))
     first_row = tl.load(record_ptr + column("first_row"))
@@ -227,7 +242,7 @@ def update_kernel(
     coefficient_ptr,  # float64 or None
     scale_ptr,  # float32 or None
     limit_bits,  # of the float64 that clips by value
-    average_weight_bits,  # of a float64
+    average_weight_bits,  # of a float64, None without averages
     found_inf_ptr,  # float32 or None
     skipped_ptr,  # int64 or None
     ticket_ptr,  # int32, zero between launches
@@ -256,12 +271,11 @@ def update_kernel(
         begin = (item - tl.load(record_ptr + column("first_item"))) * ITEM
         body = tl.load(record_ptr + column("body"))
         limit = double_from_bits(limit_bits)
-        average_weight = double_from_bits(average_weight_bits)
         for k in tl.static_range(n_choices(BODIES)):
             if body == k:
                 _update_item(
                     addresses_ptr, record_ptr, groups_ptr, tensor, n_tensors, begin,
-                    means_ptr, coefficient_ptr, scale_ptr, limit, average_weight,
+                    means_ptr, coefficient_ptr, scale_ptr, limit, average_weight_bits,
                     PREPARE, UPDATE, N_CONSTANTS, choice(BODIES, k), ITEM,
                 )  # fmt: skip
     if n_choices(STEP_DTYPES) > 0:

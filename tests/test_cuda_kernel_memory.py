@@ -39,6 +39,7 @@ PLACED = {
     "one state": ("SGD-momentum", DTypes(FP32, BF16, BF16, FP16)),
     "two states": ("AdamW", DTypes(BF16, FP16, FP32, None, FP32)),
     "three states": ("Adam-l2-amsgrad", DTypes(FP32, FP32, FP32, BF16)),
+    "three states and an average": ("RMSprop-centered", DTypes(BF16, FP32, FP32, FP16, FP32)),
     "an average": ("SGD-plain", DTypes(FP32, FP32, FP32, None, BF16)),
     "an average and a copy": ("AdamW", DTypes(FP32, BF16, FP32, BF16, FP32)),
     "float64": ("RMSprop-momentum", DTypes(FP64, FP64, FP64, FP64, FP64)),

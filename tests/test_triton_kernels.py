@@ -77,7 +77,7 @@ def test_updates_beyond_2_31_elements(numel: int) -> None:
         None,
         None,
         bits_of(math.inf),
-        bits_of(0.0),
+        None,
         None,
         None,
         torch.zeros(1, dtype=torch.int32),

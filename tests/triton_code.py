@@ -107,7 +107,7 @@ def compile_update(
         "coefficient_ptr": "*fp64",
         "scale_ptr": "*fp32",
         "limit_bits": "i64",
-        "average_weight_bits": "i64",
+        **({} if body.average is None else {"average_weight_bits": "i64"}),
         "found_inf_ptr": "*fp32",
         "skipped_ptr": "*i64",
         "ticket_ptr": "*i32",
@@ -115,6 +115,7 @@ def compile_update(
         "n_items": "i32",
     }
     constants = {
+        **({"average_weight_bits": None} if body.average is None else {}),
         "PREPARE": algorithm.prepare,
         "UPDATE": algorithm.update,
         "N_CONSTANTS": algorithm.N_CONSTANTS,

@@ -39,8 +39,8 @@ at::Tensor on_device(const at::Tensor& tensor, c10::Device device, at::ScalarTyp
   return tensor.to(tensor.options().device(device).dtype(dtype), /*non_blocking=*/true);
 }
 
-Number make_limit(std::optional<double> clip_value) {
-  return Number::of(clip_value.value_or(std::numeric_limits<double>::infinity()));
+HostScalar make_limit(std::optional<double> clip_value) {
+  return HostScalar::of(clip_value.value_or(std::numeric_limits<double>::infinity()));
 }
 
 unsigned count_blocks(const DeviceScope& scope, int64_t n_items) {

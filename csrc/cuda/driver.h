@@ -40,7 +40,7 @@ class Ticket {
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device, at::ScalarType dtype);
 
 // Infinite without a value.
-Number make_limit(std::optional<double> clip_value);
+HostScalar make_limit(std::optional<double> clip_value);
 unsigned count_blocks(const DeviceScope& scope, int64_t n_items);
 // Bytes that a table may have.
 size_t table_limit(const DeviceScope& scope, TableLimits limits);

@@ -66,11 +66,11 @@ struct Table {
 
 // A number of the host in both types, because a compiler may put off a conversion until it stands
 // in the hot loop.
-struct Number {
+struct HostScalar {
   double as_double;
   float as_float;
 
-  static Number of(double value) { return {value, static_cast<float>(value)}; }
+  static HostScalar of(double value) { return {value, static_cast<float>(value)}; }
 
   template <typename T>
   FT_HOST_DEVICE T as() const {
@@ -87,7 +87,7 @@ struct CommonHeader {
   TableLayout layout;
   uint32_t n_items;
   const float* grad_scale;  // null: 1
-  Number limit;             // clip by value, +inf when off
+  HostScalar limit;         // clip by value, +inf when off
   uint32_t* ticket;         // 0, and 0 again after the launch
 };
 
@@ -109,7 +109,7 @@ struct UpdateHeader : CommonHeader {
   uint32_t item_elements;
   DType dtypes[3 + kMaxStates];  // of grad, param, the states and the average
   DType model_dtype;
-  Number average_weight;
+  HostScalar average_weight;
   bool has_average, has_model, has_step, step_is_double;
   bool backward;  // see Note [Backward walk] in update.cuh
 };

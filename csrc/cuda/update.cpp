@@ -43,7 +43,7 @@ class Scalars {
     header.found_inf = pointer<float>("found_inf", request.found_inf, at::kFloat);
     header.coefficient = pointer<double>("coefficient", request.coefficient, at::kDouble);
     header.limit = make_limit(request.clip_value);
-    header.average_weight = Number::of(request.average_weight);
+    header.average_weight = HostScalar::of(request.average_weight);
     if (request.skipped_steps.has_value()) {
       header.skipped_steps = request.skipped_steps->mutable_data_ptr<int64_t>();
     }

@@ -151,7 +151,7 @@ class ModelEMA(AveragedModel):
             ValueError: If a name or a shape differs. Nothing has changed then.
         """
         averages, currents = self._matched(model)
-        self._move(averages, currents, self._movable(averages, currents))
+        self._move(averages, currents, self._movable(averages, currents), ())
 
     def _movable(
         self, averages: dict[str, Tensor], currents: dict[str, Tensor]
@@ -169,7 +169,7 @@ class ModelEMA(AveragedModel):
         averages: dict[str, Tensor],
         values: dict[str, Tensor],
         movable: dict[Tensor, str],
-        moved: Collection[Tensor] = (),
+        moved: Collection[Tensor],
     ) -> None:
         """Take the values into all averages but those that have moved."""
         weight = self._next_weight()
@@ -196,11 +196,10 @@ class ModelEMA(AveragedModel):
     def follow(self, optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
         """Call `update_parameters(model)` after every step of an optimizer.
 
-        Optimizers of fusedtricks move the averages in their own sweep over memory, from the second
-        step on: those of parameters with a gradient, in 32 or 64 bits or with a master, that are on
-        the same device, unless a step hook that was there before may change the parameters. The
-        results are the same up to rounding, but a step that is skipped on a GPU leaves them alone.
-        Parameters that have a master count with its digits.
+        Optimizers of fusedtricks do most of it in their own sweep over memory (docs/extras.md tells
+        when). The averages are the same up to rounding, with two differences: a parameter that is
+        a rounded master counts with the master's digits, and a step that is skipped on a GPU
+        leaves the averages alone.
 
         Checkpoints and copies of the optimizer do not contain this; call it again after loading.
 
@@ -213,7 +212,8 @@ class ModelEMA(AveragedModel):
 
         Raises:
             TypeError: If it is no optimizer.
-            ValueError: If it has none of the model's parameters, or the model does not fit.
+            ValueError: If it has none of the model's parameters, or the model does not fit. A later
+                step raises if the model no longer fits; nothing has changed then.
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(

@@ -1,14 +1,14 @@
 """Averages that follow the steps of an optimizer."""
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fusedtricks.nn.model_tensors import MatchedTensors, unwrap_model
-from fusedtricks.optim.averaging import Averaging
+from fusedtricks.optim.averaging import Averager, Offer
 from fusedtricks.optim.base import FusedOptimizer
 
 if TYPE_CHECKING:
@@ -17,40 +17,47 @@ if TYPE_CHECKING:
 __all__ = ["Follower"]
 
 
-class Follower:
+class Follower(Averager):
     """Averages after every step what an optimizer of fusedtricks has not averaged on its way."""
 
     def __init__(self, ema: "ModelEMA", model: nn.Module) -> None:
+        model = unwrap_model(model)
         self._ema = ema
-        self._tensors = MatchedTensors("ModelEMA", ema.module, unwrap_model(model))
-        self._movable: dict[Tensor, str] = {}
-        self._averages: dict[Tensor, Tensor] = {}
+        self._tensors = MatchedTensors("ModelEMA", lambda: (ema.module, model))
         self._seen: Any = None
+        self._movable: dict[Tensor, str] = {}
+        self._offer = Offer({})
+        # The tensors as they were right before the sweep, which changes no more than values.
+        self._current: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
 
     def follow(self, optimizer: Optimizer) -> RemovableHandle:
         """Hook it into the steps of an optimizer; return the handle."""
-        self._handle = optimizer.register_step_post_hook(self._after)
-        self._averaging = Averaging(self._handle.id, self._ema._next_weight)
-        return self._handle
+        return optimizer.register_step_post_hook(self._after)
 
+    def begin(self) -> None:
+        """See `Averager`."""
+        super().begin()
+        self._current = None
+
+    def offer(self) -> tuple[Offer | None, float]:
+        """See `Averager`; raises before the sweep if the models no longer fit each other."""
+        self._look()
+        weight = self._ema._next_weight()
+        return (None, 0.0) if weight is None else (self._offer, weight)
+
+    @torch.no_grad()
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        averages, currents = self._tensors.get()
-        self._look_at(averages, currents)
-        if not isinstance(optimizer, FusedOptimizer):
-            self._ema._move(averages, currents, self._movable)
-            return
-        masters = _masters(optimizer)
-        values = currents
-        if masters:
-            values = {name: masters.get(current, current) for name, current in currents.items()}
-        self._ema._move(averages, values, self._movable, self._averaging.take_moved())
-        is_first = next(iter(optimizer._optimizer_step_post_hooks)) == self._handle.id
-        if is_first and not _adds_to_step(optimizer):
-            self._averaging.averages = self._averages
-            optimizer.averaging = self._averaging
+        if self._current is None:
+            self._look()
+        (averages, currents), moved = self._current, self.moved
+        self.begin()
+        if isinstance(optimizer, FusedOptimizer):
+            currents = _with_masters(optimizer, averages, currents, moved)
+        self._ema._move(averages, currents, self._movable, moved)
 
-    def _look_at(self, averages: dict[str, Tensor], currents: dict[str, Tensor]) -> None:
-        """Find what moves, and what the next step may move, if anything has changed."""
+    def _look(self) -> None:
+        """Find the tensors, and if anything has changed, what moves and what the step may move."""
+        averages, currents = self._current = self._tensors.get()
         trains = [current.requires_grad for current in currents.values()]
         if self._seen is not None:
             first, other, trained = self._seen
@@ -58,24 +65,34 @@ class Follower:
                 return
         self._seen = averages, currents, trains
         self._movable = self._ema._movable(averages, currents)
-        self._averages = {
-            currents[name]: average
-            for average, name in self._movable.items()
-            if isinstance(currents[name], nn.Parameter)
-        }
+        self._offer = Offer(
+            {
+                currents[name]: average
+                for average, name in self._movable.items()
+                if isinstance(currents[name], nn.Parameter)
+            }
+        )
 
 
-def _adds_to_step(optimizer: FusedOptimizer) -> bool:
-    """Return whether a subclass has a step of its own, which may change the parameters too."""
-    return inspect.unwrap(type(optimizer).step) is not inspect.unwrap(FusedOptimizer.step)
-
-
-def _masters(optimizer: FusedOptimizer) -> dict[Tensor, Tensor]:
-    """Return the float32 copies of those parameters that have one."""
-    pairs = {
+def _with_masters(
+    optimizer: FusedOptimizer,
+    averages: dict[str, Tensor],
+    currents: dict[str, Tensor],
+    moved: Any,
+) -> dict[str, Tensor]:
+    """Return the values to average: where a parameter is the rounded master, the master's."""
+    masters = {
         param: optimizer.master_of(param, group)
         for group in optimizer.param_groups
         if group["master_weights"]
         for param in group["params"]
     }
-    return {param: master for param, master in pairs.items() if master is not None}
+    values = dict(currents) if masters else currents
+    for name, current in currents.items() if masters else ():
+        master = masters.get(current)
+        if master is None or averages[name] in moved:
+            continue
+        # Others may have written to the parameter since.
+        is_rounded = master.to(current.dtype) == current
+        values[name] = torch.where(is_rounded, master, current.to(master.dtype))
+    return values

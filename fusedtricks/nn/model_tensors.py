@@ -1,9 +1,9 @@
 """The tensors of models by name, and whether those of two models fit each other."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -120,34 +120,43 @@ def check_same_tensors(owner: str, first: Mapping[str, Any], other: Mapping[str,
 class MatchedTensors:
     """The tensors of two models by name, matched again only once one was replaced."""
 
-    def __init__(self, owner: str, first: nn.Module, other: nn.Module) -> None:
-        """Match them; raises as `check_same_tensors`, now and in `get`."""
-        self._owner, self._models = owner, (first, other)
+    def __init__(self, owner: str, models: Callable[[], tuple[nn.Module, nn.Module]]) -> None:
+        """Match those that `models` returns; raises as `check_same_tensors`, now and in `get`."""
+        self._owner, self._get_models = owner, models
         self._match()
 
     def get(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the tensors of both, the same dicts as long as nothing is replaced."""
-        names = list(chain.from_iterable(self._dicts))
+        dicts = self._find_dicts()
+        names, values = list(chain.from_iterable(dicts)), chain.from_iterable(map(_VALUES, dicts))
+        first, other = self._tensors
         # Not ==, which compares the values of tensors.
-        if names != self._names or not all(map(is_, self._walk_values(), self._values)):
+        if (
+            not all(map(is_, self._get_models(), self._models))
+            or names != self._names
+            or not all(map(is_, values, self._values))
+            or list(map(Tensor.size, first.values())) != list(map(Tensor.size, other.values()))
+        ):
             self._match()
         return self._tensors
 
     def _match(self) -> None:
+        self._models = self._get_models()
         first, other = (model_tensors(model) for model in self._models)
         check_same_tensors(self._owner, first, other)
-        self._tensors = first, other
-        self._dicts = [
-            kind
-            for model in self._models
-            for module in model.modules()
-            for kind in (module._parameters, module._buffers, module._modules)
-        ]
-        self._names = list(chain.from_iterable(self._dicts))
-        self._values = list(self._walk_values())
+        # In the same order.
+        self._tensors = first, {name: other[name] for name in first}
+        self._modules = [module for model in self._models for module in model.modules()]
+        dicts = self._find_dicts()
+        self._names = list(chain.from_iterable(dicts))
+        self._values = list(chain.from_iterable(map(_VALUES, dicts)))
 
-    def _walk_values(self) -> Iterator[Any]:
-        return chain.from_iterable(map(dict.values, self._dicts))
+    def _find_dicts(self) -> list[dict[str, Any]]:
+        return list(chain.from_iterable(map(_DICTS, map(vars, self._modules))))
+
+
+_DICTS = itemgetter("_parameters", "_buffers", "_modules")
+_VALUES = dict.values
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Averages of parameters, which a fused step can move in its own sweep over memory."""
 
+import inspect
+import weakref
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,55 +17,79 @@ from fusedtricks.reference import Entry
 if TYPE_CHECKING:
     from fusedtricks.optim.base import FusedOptimizer
 
-__all__ = ["Averaging", "fused_averages", "note_moved", "wanted_averages"]
+__all__ = [
+    "Averager",
+    "Offer",
+    "averager_of",
+    "choose_averages",
+    "is_offer",
+    "note_moved",
+    "share_memory",
+]
 
 
 @dataclass(eq=False)
-class Averaging:
-    """What a step hook of an optimizer, such as that of `ModelEMA.follow`, asks of the next steps.
-
-    A step moves those averages that it can: average += weight * (param - average). The hook does
-    so with all others. It holds as long as the hook is the first one, because the sweep would miss
-    what an earlier one does to the parameters.
+class Offer:
+    """Averages for the steps of one optimizer to move; another object when one is another.
 
     Attributes:
-        hook_id: Of the hook, as in the handle of `register_step_post_hook`.
-        next_weight: Returns the weight of the next step; None if it is to move none.
-        averages: The average of each parameter, every one of them once; another dict if one of them
-            is another, by which a plan knows that it holds no longer.
-        moved: What the last step has moved; the hook empties it.
+        averages: The average of each parameter, every one of them once.
+        planned: Those that the optimizer's plan moves, in its order, with their parameters.
     """
 
-    hook_id: int
-    next_weight: Callable[[], float | None]
-    averages: dict[Tensor, Tensor] = field(default_factory=dict)
+    averages: dict[Tensor, Tensor]
+    planned: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+class Averager:
+    """The owner of a step hook that averages parameters, and lets the step do what it can of it.
+
+    Its hook is a method. The step moves averages if that is the first hook, because it would miss
+    what an earlier one does to the parameters: average += weight * (param - average).
+    """
+
     moved: Collection[Tensor] = ()
 
-    def take_moved(self) -> Collection[Tensor]:
-        """Return what the last step has moved, and forget it."""
-        moved, self.moved = self.moved, ()
-        return moved
+    def begin(self) -> None:
+        """Forget the last step, whether the hook was called after it or not."""
+        self.moved = ()
+
+    def offer(self) -> tuple[Offer | None, float]:
+        """Return what the step is to move, None for nothing, and the weight."""
+        raise NotImplementedError
 
 
-def wanted_averages(optimizer: "FusedOptimizer") -> tuple[dict[Tensor, Tensor] | None, float]:
-    """Return the averages that the next step is to move, None for none, and their weight."""
-    averaging, hooks = optimizer.averaging, optimizer._optimizer_step_post_hooks
-    if averaging is not None and averaging.hook_id not in hooks:
-        averaging = optimizer.averaging = None  # removed: nothing keeps the averages
-    if averaging is None or next(iter(hooks)) != averaging.hook_id:
-        return None, 0.0
-    weight = averaging.next_weight()
-    return (None, 0.0) if weight is None else (averaging.averages, weight)
+def averager_of(optimizer: "FusedOptimizer") -> Averager | None:
+    """Return the owner of the optimizer's first hook, if the step can average for it."""
+    hook = next(iter(optimizer._optimizer_step_post_hooks.values()), None)
+    owner = getattr(hook, "__self__", None)
+    return owner if isinstance(owner, Averager) and not _adds_to_step(optimizer) else None
 
 
-def fused_averages(
-    optimizer: "FusedOptimizer", entries: list[Entry], averages: dict[Tensor, Tensor] | None
+def _adds_to_step(optimizer: "FusedOptimizer") -> bool:
+    """Return whether a subclass has a step of its own, which may change the parameters too."""
+    step = inspect.unwrap(type(optimizer).step)
+    return (step.__module__, step.__qualname__) != _STEP
+
+
+# Of the step that all optimizers of fusedtricks share.
+_STEP = ("fusedtricks.optim.base", "FusedOptimizer.step")
+
+
+def is_offer(reference: "weakref.ref[Offer] | None", offer: Offer | None) -> bool:
+    """Return whether a plan with a reference to an offer, None for none, goes with this one."""
+    return (reference is None and offer is None) or (
+        reference is not None and offer is not None and reference() is offer
+    )
+
+
+def choose_averages(
+    optimizer: "FusedOptimizer", entries: list[Entry], offer: Offer | None
 ) -> dict[Tensor, Tensor]:
-    """Return those of the averages that the ops can move, by parameter."""
-    if not averages:
-        return {}
+    """Return the averages that the ops can move, by parameter, and note them in the offer."""
+    averages = {} if offer is None else offer.averages
     times = Counter(id(entry.param) for entry in entries)
-    return {
+    chosen = {
         entry.param: averages[entry.param]
         for entry in entries
         # One that is listed twice moves twice in a step, and its average once.
@@ -71,21 +97,29 @@ def fused_averages(
         and times[id(entry.param)] == 1
         and _can_fuse(optimizer, entry, averages[entry.param])
     }
+    if offer is not None:
+        offer.planned = list(chosen.items())
+    return chosen
 
 
 def _can_fuse(optimizer: "FusedOptimizer", entry: Entry, average: Tensor) -> bool:
     param = entry.param
-    # The sweep averages what it has computed, of which a 16-bit parameter keeps a rounded part.
+    # The sweep averages what it has computed, of which a 16-bit parameter keeps a rounded part, in
+    # the precision that it computes in.
     is_exact = param.dtype in (torch.float32, torch.float64) or optimizer._has_master(entry)
-    if not is_exact or average.dtype not in backends._DTYPES or mismatch(average, param):
+    is_wider = average.dtype == torch.float64 and param.dtype != torch.float64
+    if not is_exact or is_wider or average.dtype not in backends._DTYPES:
         return False
-    # A state dict that was assigned may have left the average in the parameter's own memory.
-    memory = average.untyped_storage().data_ptr()
-    return memory == 0 or memory != param.untyped_storage().data_ptr()
+    return mismatch(average, param) is None and not share_memory(average, param)
 
 
-def note_moved(optimizer: "FusedOptimizer", averages: dict[Tensor, Tensor]) -> None:
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors lie in one allocation, as an assigned state dict leaves them."""
+    address = a.untyped_storage().data_ptr()
+    return address != 0 and address == b.untyped_storage().data_ptr()
+
+
+def note_moved(averager: Averager | None, offer: Offer | None) -> None:
     """Tell the hook which averages the step has moved: those of parameters with a gradient."""
-    if averages:
-        moved = {average for param, average in averages.items() if param.grad is not None}
-        optimizer.averaging.moved = moved
+    if averager is not None and offer is not None:
+        averager.moved = {average for param, average in offer.planned if param.grad is not None}

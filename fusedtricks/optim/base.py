@@ -1,5 +1,6 @@
 """What all fused optimizers share: options, state, and the two ways to take a step."""
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypedDict
 
@@ -9,6 +10,7 @@ from torch.optim import Optimizer
 
 from fusedtricks import backends, reference
 from fusedtricks.optim import native
+from fusedtricks.optim.averaging import Offer, averager_of
 from fusedtricks.optim.checkpoint import CheckpointMixin, remember_initial_lr
 from fusedtricks.optim.entry_checks import (
     check_entry,
@@ -85,7 +87,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
 
     _plan = None
     _plan_layout: list[Any] | None = None
-    _plan_averages: tuple[Any, dict[Tensor, Tensor]] = (None, {})
+    _plan_offer: weakref.ref[Offer] | None = None
     _wants_flag = False
 
     def __init__(
@@ -228,6 +230,9 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         )
         self._record.can_skip = options.skips_nonfinite or options.found_inf is not None
         traces = torch.compiler.is_compiling()
+        averager = None if traces else averager_of(self)
+        if averager is not None:
+            averager.begin()
         if self._plan is not None and not self.write_grads and not traces:
             try:
                 outcome = native.planned_step(self, options)

@@ -1,5 +1,6 @@
 """Steps through the fused ops: by a plan in eager mode, by lists while torch.compile traces."""
 
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fusedtricks import backends, ops, reference
 from fusedtricks.optim import plan as python_plan
-from fusedtricks.optim.averaging import fused_averages, note_moved, wanted_averages
+from fusedtricks.optim.averaging import averager_of, choose_averages, is_offer, note_moved
 from fusedtricks.reference import Entry, GradOptions, Outcome, centralize_ndim
 
 if TYPE_CHECKING:
@@ -46,11 +47,13 @@ def step(
         _, norm, nonfinite = reference.transform(entries, options)
         if nonfinite.item() != 0:
             return Outcome(True, norm, nonfinite)
-    wanted, _ = wanted_averages(optimizer)
-    averages = fused_averages(optimizer, entries, wanted)
+    averager = averager_of(optimizer)
+    offer = None if averager is None else averager.offer()[0]
+    averages = choose_averages(optimizer, entries, offer)
     optimizer._plan = _build_plan(optimizer, entries, averages, library, on_device)
     optimizer._plan_layout = _layout(optimizer)
-    optimizer._plan_averages = wanted, averages
+    # Not the offer itself: once its hook is removed, nothing is to keep the averages.
+    optimizer._plan_offer = None if offer is None else weakref.ref(offer)
     outcome = planned_step(optimizer, options)
     if outcome is None:
         # What a plan cannot hold, say a tuple in place of the list of parameters.
@@ -89,9 +92,9 @@ def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome |
     """Take a step by the optimizer's plan; None if it is stale, and then nothing has changed."""
     if optimizer.backend == "reference" or _layout(optimizer) != optimizer._plan_layout:
         return None
-    wanted, weight = wanted_averages(optimizer)
-    planned, averages = optimizer._plan_averages
-    if wanted is not planned:
+    averager = averager_of(optimizer)
+    offer, weight = (None, 0.0) if averager is None else averager.offer()
+    if not is_offer(optimizer._plan_offer, offer):
         return None
     values = _planner.GroupValues()
     for group in optimizer.param_groups:
@@ -113,12 +116,13 @@ def planned_step(optimizer: "FusedOptimizer", options: GradOptions) -> Outcome |
         options.grad_scale,
         options.found_inf,
         optimizer._record.skipped_on_device,
+        [] if offer is None else [average for _, average in offer.planned],
         weight,
     )
     if not result.done:
         return None
     if not result.skipped:
-        note_moved(optimizer, averages)
+        note_moved(averager, offer)
     return Outcome(result.skipped, result.norm, result.nonfinite)
 
 
@@ -156,6 +160,7 @@ def _build_plan(
     taking_part = {id(entry.param): entry for entry in entries}
     batches: dict[Any, int] = {}
     seen: Counter[int] = Counter()
+    positions = {id(param): position for position, param in enumerate(averages)}
     for index, group in enumerate(optimizer.param_groups):
         for param in group["params"]:
             plan.add(param, index)
@@ -171,7 +176,7 @@ def _build_plan(
             plan.bind(
                 batch,
                 state["master_param"] if optimizer._has_master(entry) else None,
-                averages.get(param),
+                positions.get(id(param), -1),
                 [state[name] for name in names],
                 count if watched else None,
                 state if watched else None,

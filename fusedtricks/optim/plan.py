@@ -85,7 +85,7 @@ class Plan:
         self,
         batch: int,
         master: Tensor | None,
-        average: Tensor | None,
+        average: int,
         states: list[Tensor],
         step: Tensor | None,
         owner: dict[str, Any] | None,
@@ -96,7 +96,8 @@ class Plan:
         Args:
             batch: The number of the op call that updates it.
             master: What takes the parameter's place in the update.
-            average: What follows the parameter.
+            average: The position, in the averages of each step, of the one that follows the
+                parameter; -1 for none.
             states: The per-element states in the op's order.
             step: The step count.
             owner: The dict that holds them.
@@ -128,6 +129,7 @@ class Plan:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
         skipped_steps: Tensor | None,
+        averages: list[Tensor],
         average_weight: float,
     ) -> StepResult:
         """Take a step, if the plan is not stale.
@@ -142,18 +144,19 @@ class Plan:
             grad_scale,
             found_inf,
             skipped_steps,
+            averages,
             average_weight,
         )
         # As in C++, neither autograd nor a default device has a say.
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            gathered = self._gather(param_groups, state)
+            gathered = self._gather(param_groups, state, averages)
             if gathered is None:
                 return StepResult()
             selection, grads = gathered
             return self._run(selection, grads, values, options)
 
     def _gather(
-        self, param_groups: list[dict[str, Any]], state: dict[Any, Any]
+        self, param_groups: list[dict[str, Any]], state: dict[Any, Any], averages: list[Tensor]
     ) -> tuple[Selection, list[Tensor]] | None:
         """Return what has a gradient, and the gradients; None if the plan is stale."""
         if not (self._has_params(param_groups) and self._has_states(state)):
@@ -169,7 +172,7 @@ class Plan:
             selection = self._selection = Selection(self._entries, mask, len(self._groups))
         if not all(mask):
             grads = list(compress(grads, mask))
-        return (selection, grads) if selection.fits(grads) else None
+        return (selection, grads) if selection.fits(grads, averages) else None
 
     def _has_params(self, param_groups: list[dict[str, Any]]) -> bool:
         if len(param_groups) != len(self._groups):
@@ -246,6 +249,7 @@ class Plan:
         hyper = values.hyper.tolist()
         for (batch, grads), row_means in zip(calls, findings.row_means, strict=True):
             device, counter = batch.device, None
+            averages = [options.averages[position] for position in batch.averages]
             # One of the calls counts for all.
             if skipped_steps is not None and skipped_steps.device == device:
                 skipped_steps, counter = None, skipped_steps
@@ -255,7 +259,7 @@ class Plan:
                 batch.states,
                 batch.models,
                 batch.model_index,
-                batch.averages,
+                averages,
                 batch.average_index,
                 batch.steps,
                 lr,
@@ -272,4 +276,4 @@ class Plan:
                 _to(findings.found_inf, device),
                 counter,
             )
-            torch.autograd.graph.increment_version(batch.written)
+            torch.autograd.graph.increment_version(batch.written + averages)

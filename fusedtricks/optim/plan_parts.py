@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedtricks import backends
+from fusedtricks.optim.averaging import share_memory
 
 __all__ = [
     "Batch",
@@ -71,7 +72,8 @@ class StepOptions:
         grad_scale: What the gradients are divided by.
         found_inf: Skips the step if it is not 0.
         skipped_steps: Counts what is skipped on the device.
-        average_weight: 1 - decay of the averages.
+        averages: Those that `bind` gave the positions of.
+        average_weight: 1 - their decay.
     """
 
     sweeps_grads: bool
@@ -81,6 +83,7 @@ class StepOptions:
     grad_scale: Tensor | None
     found_inf: Tensor | None
     skipped_steps: Tensor | None
+    averages: list[Tensor]
     average_weight: float
 
 
@@ -107,14 +110,14 @@ class PlanEntry:
     version: int  # of the parameter when it was the rounded master
     batch: int = -1
     master: Tensor | None = None
-    average: Tensor | None = None
+    average: int = -1
     states: list[Tensor] = field(default_factory=list)
     step: Tensor | None = None
     owner: dict[str, Any] | None = None
     watched: tuple[str, ...] = ()
 
-    def fits(self, grad: Tensor) -> bool:
-        """Return whether the ops can take the parameter with this gradient."""
+    def fits(self, grad: Tensor, averages: list[Tensor]) -> bool:
+        """Return whether the ops can take the parameter with this gradient, and its average."""
         param = self.param
         return (
             param.dtype == self.dtype
@@ -125,17 +128,21 @@ class PlanEntry:
             and grad.dtype in backends._DTYPES
             and grad.device == self.device
             and grad.shape == param.shape
-            and (self.average is None or self._has_fitting_average())
+            and (self.average < 0 or self._has_fitting_average(averages))
         )
 
-    def _has_fitting_average(self) -> bool:
+    def _has_fitting_average(self, averages: list[Tensor]) -> bool:
         # The average belongs to someone else, who may have moved it.
-        average, shape = self.average, self.param.shape
+        if self.average >= len(averages):
+            return False
+        average, param = averages[self.average], self.param
         return (
             average.layout == torch.strided
             and average.device == self.device
             and average.dtype in backends._DTYPES
-            and _has_own_elements(average, shape)
+            and (average.dtype != torch.float64 or param.dtype == torch.float64)
+            and _has_own_elements(average, param.shape)
+            and not share_memory(average, param)
         )
 
     def has_own_elements(self) -> bool:
@@ -160,13 +167,13 @@ class Batch:
         self.states = [state for entry in entries for state in entry.states]
         self.models = [entry.param for entry in entries if entry.master is not None]
         self.model_index = [i for i, entry in enumerate(entries) if entry.master is not None]
-        self.averages = [entry.average for entry in entries if entry.average is not None]
-        self.average_index = [i for i, entry in enumerate(entries) if entry.average is not None]
+        self.averages = [entry.average for entry in entries if entry.average >= 0]
+        self.average_index = [i for i, entry in enumerate(entries) if entry.average >= 0]
         self.steps = [entry.step for entry in entries if entry.step is not None]
         self.group_sizes = [0] * n_groups
         for entry in entries:
             self.group_sizes[entry.group] += 1
-        self.written = [*self.params, *self.states, *self.models, *self.averages]
+        self.written = [*self.params, *self.states, *self.models]
 
 
 class Selection:
@@ -191,9 +198,10 @@ class Selection:
         # refuses.
         self._has_several = len(self.batches) > 1
 
-    def fits(self, grads: list[Tensor]) -> bool:
-        """Return whether the ops can take the parameters with these gradients."""
-        if not all(entry.fits(grad) for entry, grad in zip(self.entries, grads, strict=True)):
+    def fits(self, grads: list[Tensor], averages: list[Tensor]) -> bool:
+        """Return whether the ops can take the parameters with these gradients and averages."""
+        pairs = zip(self.entries, grads, strict=True)
+        if not all(entry.fits(grad, averages) for entry, grad in pairs):
             return False
         if self._has_several and not all(entry.has_own_elements() for entry in self.entries):
             return False

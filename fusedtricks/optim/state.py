@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fusedtricks.optim.averaging import Averaging
 from fusedtricks.reference import Entry
 
 __all__ = ["StateMixin", "StepRecord"]
@@ -37,8 +36,6 @@ class StateMixin:
     """The part of `FusedOptimizer` that creates the state of a parameter."""
 
     _record: StepRecord
-    # Of a step hook, which sets it. Copies of the optimizer have neither.
-    averaging: Averaging | None = None
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -83,14 +80,11 @@ class StateMixin:
         if group is None:
             groups = self.param_groups
             group = next(g for g in groups if any(each is param for each in g["params"]))
-        # One that has been turned off stays in the state.
-        return master if group["master_weights"] else None
+        # One that is no longer used stays in the state.
+        return master if _wants_master(param, group) else None
 
     def _has_master(self, entry: Entry) -> bool:
-        return entry.group["master_weights"] and entry.param.dtype in (
-            torch.float16,
-            torch.bfloat16,
-        )
+        return _wants_master(entry.param, entry.group)
 
     def _watched(self, entry: Entry) -> list[str]:
         names = list(self._state_names(entry.group))
@@ -175,6 +169,10 @@ class StateMixin:
         value = self._initial_value(group)
         fill = complex(value, value) if like.is_complex() else value
         return torch.full_like(like, fill, memory_format=torch.preserve_format).detach()
+
+
+def _wants_master(param: Tensor, group: dict[str, Any]) -> bool:
+    return group["master_weights"] and param.dtype in (torch.float16, torch.bfloat16)
 
 
 def _follow_param(state: dict[str, Any], param: Tensor) -> None:

@@ -11,17 +11,10 @@ from tests.cuda_shim import build
 # What steps optimizers; the other suites have nothing to do with kernels.
 SUITES = (
     *("amp", "amp_training", "checkpoint", "cuda_kernels", "cuda_kernel_memory"),
-    *("cuda_kernel_values", "cuda_launches", "determinism", "exchange", "layouts"),
-    *(
-        "fused_averages",
-        "mixed_groups",
-        "numerics",
-        "outside_writes",
-        "param_groups",
-        "peer_defects",
-        "pickling",
-    ),
-    *("raw_ops", "schedules", "skips_on_device", "state", "step_protocol"),
+    *("cuda_kernel_values", "cuda_launches", "determinism", "exchange", "follower"),
+    *("follower_changes", "fused_averages", "layouts", "mixed_groups", "numerics"),
+    *("outside_writes", "param_groups", "peer_defects", "pickling", "raw_ops", "schedules"),
+    *("skips_on_device", "state", "step_protocol"),
 )
 
 
