@@ -76,6 +76,7 @@ const void* allocation_of(const at::Tensor& tensor) {
 bool fits_beside(const at::Tensor& average, const at::Tensor& param) {
   const bool is_wider = average.scalar_type() == at::kDouble && param.scalar_type() != at::kDouble;
   const void* const allocation = allocation_of(average);
+  if (average.unsafeGetTensorImpl()->is_python_dispatch() || average.is_neg()) return false;
   return average.layout() == at::kStrided && average.device() == param.device() &&
          has_supported_dtype(average) && !is_wider && fits(average, param.sizes()) &&
          (allocation == nullptr || allocation != allocation_of(param));

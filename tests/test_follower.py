@@ -1,9 +1,10 @@
 """Averages that follow an optimizer: what the step does of it, and what it leaves to the hook."""
 
 import copy
+import functools
 import gc
-import inspect
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -104,21 +105,78 @@ def test_an_earlier_hook_may_change_the_weights(moved) -> None:
     assert counts(moved)[4:] == [6, 6]
 
 
-class Limited(optim.SGD):
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        # Not super().step: once there was an SGD, torch has put hooks around that too.
-        loss = inspect.unwrap(optim.SGD.step)(self, closure)
-        for group in self.param_groups:
+def limit(optimizer: torch.optim.Optimizer) -> None:
+    with torch.no_grad():
+        for group in optimizer.param_groups:
             for param in group["params"]:
                 param.clamp_(-0.2, 0.2)
+
+
+def limited(step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def limited_step(self: Any, *args: Any) -> None:
+        step(self, *args)
+        limit(self)
+
+    return limited_step
+
+
+class Limited(optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        limit(self)
         return loss
 
 
-def test_a_subclass_may_change_the_weights(moved) -> None:
+class Decorated(optim.SGD):
+    step = limited(optim.FusedOptimizer.step)
+
+
+@pytest.mark.parametrize("cls", [Limited, Decorated])
+def test_a_subclass_may_change_the_weights(cls, moved) -> None:
+    # From now on torch's hooks are around SGD.step too.
+    assert optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1).step.hooked
     model = make()
-    Followed(model, Limited(model.parameters(), lr=0.3, momentum=0.7)).run(4).check()
-    assert not any(moved)
+    Followed(model, cls(model.parameters(), lr=0.3, momentum=0.7)).run(4).check()
+    assert len(moved) == 4 and not any(moved)
+
+
+def test_a_decorator_around_the_hooks_changes_the_weights_after_them(moved) -> None:
+    class Own(optim.SGD):
+        pass
+
+    model = make()
+    followed = Followed(model, Own(model.parameters(), lr=0.3, momentum=0.7)).run(2)
+    Own.step = limited(Own.step)
+    give_grads(followed.params, 2)
+    with_hook = followed.optimizer.register_step_post_hook(lambda *_: followed.note())
+    followed.optimizer.step()
+    with_hook.remove()
+    followed.check()
+    assert counts(moved) == [0, 6, 0]
+
+
+class EverySecond(ModelEMA):
+    n = 0
+
+    def update_parameters(self, model: nn.Module) -> None:
+        self.n += 1
+        if self.n % 2:
+            super().update_parameters(model)
+
+
+def test_an_update_of_a_subclass_is_called(moved) -> None:
+    model = make()
+    optimizer = optim.SGD(model.parameters(), lr=0.3)
+    ema, by_hand = (EverySecond(model, decay=0.8) for _ in range(2))
+    ema.follow(optimizer, model)
+    for number in range(5):
+        give_grads(list(model.parameters()), number)
+        optimizer.step()
+        by_hand.update_parameters(model)
+    assert ema.n_averaged == 3 and not moved
+    for mine, other in zip(ema.module, by_hand.module, strict=True):
+        assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["decay first", "average first"])

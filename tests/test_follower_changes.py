@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from fusedtricks import optim
 from tests.devices import SKIPS_ON_DEVICE
@@ -158,20 +159,22 @@ def gradient(followed: Followed, index: int) -> Tensor:
     return followed.params[index].grad
 
 
+@pytest.mark.parametrize("options", [{}, {"write_grads": True}, {"backend": "reference"}], ids=str)
 @pytest.mark.parametrize("change", ["shape", "layer"])
-def test_a_model_that_no_longer_fits_changes_nothing(change) -> None:
+def test_a_model_that_no_longer_fits_changes_nothing(change, options) -> None:
     model = make(shapes=[(5, 3), (7,)])
-    optimizer = optim.SGD(model.parameters(), lr=0.03)
+    optimizer = optim.SGD(model.parameters(), lr=0.03, clip_grad_norm=0.1, **options)
     followed = Followed(model, optimizer).run(3)
     if change == "shape":
         model[0].data = torch.ones(1, 3)
     else:
         model.append(nn.Parameter(torch.ones(2)))
     give_grads(followed.params, 5)
-    before = [tensor.detach().clone() for tensor in (*model, *followed.ema.module)]
+    grads = [param.grad for param in followed.params]
+    before = [tensor.detach().clone() for tensor in (*model, *followed.ema.module, *grads)]
     with pytest.raises(ValueError, match="ModelEMA: expected models of the same architecture"):
         optimizer.step()
-    now = [*model, *followed.ema.module]
+    now = [*model, *followed.ema.module, *grads]
     assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True))
     assert followed.ema.n_averaged == 3
 
@@ -192,6 +195,48 @@ def test_averages_that_moved_away_are_left_to_the_hook(planner, moved, request) 
     followed.note()
     assert counts(moved)[-1] == 1
     torch.testing.assert_close(average.real.double(), followed.expected[0], rtol=2e-6, atol=2e-6)
+
+
+def test_an_average_in_the_memory_of_another_parameter(moved) -> None:
+    model = make(shapes=[(5, 3), (5, 3), (7,)])
+    optimizer = optim.SGD(model.parameters(), lr=0.03)
+    followed = Followed(model, optimizer).run(2)
+    followed.ema.module[0] = nn.Parameter(model[1].detach())
+    followed.step()
+    assert counts(moved)[-1] == 2
+
+
+def test_an_average_of_a_class_of_its_own(moved) -> None:
+    model = make(shapes=[(5, 3), (7,)])
+    optimizer = optim.SGD(model.parameters(), lr=0.03)
+    followed = Followed(model, optimizer).run(3)
+    average = followed.ema.module[0].detach()
+    other = TwoTensor(average.clone(), average.clone())
+    torch.utils.swap_tensors(followed.ema.module._parameters["0"], nn.Parameter(other))
+    followed.step()
+    assert counts(moved)[-1] == 1
+    now = followed.ema.module[0]
+    for half in (now.a, now.b):
+        torch.testing.assert_close(half.double(), followed.expected[0], rtol=2e-6, atol=2e-6)
+    followed.step()
+    assert counts(moved)[-1] == 1
+
+
+def test_what_a_failed_step_has_seen_is_forgotten(moved) -> None:
+    model = make()
+    optimizer = optim.SGD(model.parameters(), lr=0.03)
+    followed = Followed(model, optimizer).run(3)
+    optimizer.param_groups[0]["lr"] = torch.ones(2)
+    give_grads(followed.params, 5)
+    with pytest.raises(ValueError, match="lr"):
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.03
+    # Now another hook is the first, and the step does not ask for averages.
+    handle = optimizer.register_step_post_hook(lambda *_: None)
+    optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)
+    load_model_by_assignment(followed)
+    followed.run(2).check()
+    assert counts(moved)[-2:] == [0, 0]
 
 
 # Masters that their parameters have left. ---------------------------------------------------------

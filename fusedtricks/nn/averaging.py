@@ -201,7 +201,8 @@ class ModelEMA(AveragedModel):
         a rounded master counts with the master's digits, and a step that is skipped on a GPU
         leaves the averages alone.
 
-        Checkpoints and copies of the optimizer do not contain this; call it again after loading.
+        A copied or unpickled optimizer does not have it, nor has a checkpoint; `load_state_dict`
+        leaves it in place.
 
         Args:
             optimizer: One of torch or fusedtricks that updates the model.
@@ -211,9 +212,10 @@ class ModelEMA(AveragedModel):
             A handle, whose `remove()` ends it.
 
         Raises:
-            TypeError: If it is no optimizer.
+            TypeError: If they are no optimizer and no module.
             ValueError: If it has none of the model's parameters, or the model does not fit. A later
-                step raises if the model no longer fits; nothing has changed then.
+                step raises if the model no longer fits; no average has changed then, and with an
+                optimizer of fusedtricks nothing at all.
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
@@ -226,6 +228,8 @@ class ModelEMA(AveragedModel):
                 f"follow: expected an optimizer of the model's parameters, but "
                 f"{type(optimizer).__name__} has none of them"
             )
+        if type(self).update_parameters is not ModelEMA.update_parameters:
+            return optimizer.register_step_post_hook(lambda *_: self.update_parameters(model))
         return Follower(self, model).follow(optimizer)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

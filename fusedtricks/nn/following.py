@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fusedtricks.nn.model_tensors import MatchedTensors, unwrap_model
-from fusedtricks.optim.averaging import Averager, Offer
+from fusedtricks.optim.averaging import Averager, Offer, averager_of
 from fusedtricks.optim.base import FusedOptimizer
 
 if TYPE_CHECKING:
@@ -21,14 +21,16 @@ class Follower(Averager):
     """Averages after every step what an optimizer of fusedtricks has not averaged on its way."""
 
     def __init__(self, ema: "ModelEMA", model: nn.Module) -> None:
-        model = unwrap_model(model)
-        self._ema = ema
-        self._tensors = MatchedTensors("ModelEMA", lambda: (ema.module, model))
+        self._ema, self._model = ema, unwrap_model(model)
+        self._tensors = MatchedTensors("ModelEMA", self._models)
         self._seen: Any = None
         self._movable: dict[Tensor, str] = {}
         self._offer = Offer({})
         # The tensors as they were right before the sweep, which changes no more than values.
         self._current: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    def _models(self) -> tuple[nn.Module, nn.Module]:
+        return self._ema.module, self._model
 
     def follow(self, optimizer: Optimizer) -> RemovableHandle:
         """Hook it into the steps of an optimizer; return the handle."""
@@ -41,17 +43,22 @@ class Follower(Averager):
 
     def offer(self) -> tuple[Offer | None, float]:
         """See `Averager`; raises before the sweep if the models no longer fit each other."""
-        self._look()
+        if self._current is None:
+            self._look()
         weight = self._ema._next_weight()
         return (None, 0.0) if weight is None else (self._offer, weight)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
+        is_ours = isinstance(optimizer, FusedOptimizer)
+        # What a step without this one's offer left is of an earlier step.
+        if torch.compiler.is_compiling() or not is_ours or averager_of(optimizer) is not self:
+            self.begin()
         if self._current is None:
             self._look()
         (averages, currents), moved = self._current, self.moved
         self.begin()
-        if isinstance(optimizer, FusedOptimizer):
+        if is_ours:
             currents = _with_masters(optimizer, averages, currents, moved)
         self._ema._move(averages, currents, self._movable, moved)
 

@@ -1,6 +1,5 @@
 """Averages of parameters, which a fused step can move in its own sweep over memory."""
 
-import inspect
 import weakref
 from collections import Counter
 from collections.abc import Collection
@@ -63,17 +62,7 @@ def averager_of(optimizer: "FusedOptimizer") -> Averager | None:
     """Return the owner of the optimizer's first hook, if the step can average for it."""
     hook = next(iter(optimizer._optimizer_step_post_hooks.values()), None)
     owner = getattr(hook, "__self__", None)
-    return owner if isinstance(owner, Averager) and not _adds_to_step(optimizer) else None
-
-
-def _adds_to_step(optimizer: "FusedOptimizer") -> bool:
-    """Return whether a subclass has a step of its own, which may change the parameters too."""
-    step = inspect.unwrap(type(optimizer).step)
-    return (step.__module__, step.__qualname__) != _STEP
-
-
-# Of the step that all optimizers of fusedtricks share.
-_STEP = ("fusedtricks.optim.base", "FusedOptimizer.step")
+    return owner if isinstance(owner, Averager) and optimizer._takes_plain_steps() else None
 
 
 def is_offer(reference: "weakref.ref[Offer] | None", offer: Offer | None) -> bool:
@@ -88,6 +77,9 @@ def choose_averages(
 ) -> dict[Tensor, Tensor]:
     """Return the averages that the ops can move, by parameter, and note them in the offer."""
     averages = {} if offer is None else offer.averages
+    if not averages:
+        return {}
+    memory = {_memory(entry.param) for entry in entries} - {0}
     times = Counter(id(entry.param) for entry in entries)
     chosen = {
         entry.param: averages[entry.param]
@@ -95,28 +87,36 @@ def choose_averages(
         # One that is listed twice moves twice in a step, and its average once.
         if entry.param in averages
         and times[id(entry.param)] == 1
-        and _can_fuse(optimizer, entry, averages[entry.param])
+        and _can_fuse(optimizer, entry, averages[entry.param], memory)
     }
-    if offer is not None:
-        offer.planned = list(chosen.items())
+    offer.planned = list(chosen.items())
     return chosen
 
 
-def _can_fuse(optimizer: "FusedOptimizer", entry: Entry, average: Tensor) -> bool:
+def _can_fuse(
+    optimizer: "FusedOptimizer", entry: Entry, average: Tensor, memory: Collection[int]
+) -> bool:
+    """Return whether an op can move the average; `memory` is what the parameters lie in."""
     param = entry.param
     # The sweep averages what it has computed, of which a 16-bit parameter keeps a rounded part, in
     # the precision that it computes in.
     is_exact = param.dtype in (torch.float32, torch.float64) or optimizer._has_master(entry)
     is_wider = average.dtype == torch.float64 and param.dtype != torch.float64
-    if not is_exact or is_wider or average.dtype not in backends._DTYPES:
+    if not is_exact or is_wider or average.dtype not in backends._DTYPES or average.is_neg():
         return False
-    return mismatch(average, param) is None and not share_memory(average, param)
+    if type(average) not in (Tensor, torch.nn.Parameter) or mismatch(average, param):
+        return False
+    # A state dict that was assigned may have left it where a parameter is.
+    return _memory(average) not in memory
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors lie in one allocation, as an assigned state dict leaves them."""
-    address = a.untyped_storage().data_ptr()
-    return address != 0 and address == b.untyped_storage().data_ptr()
+    """Return whether two tensors lie in one allocation."""
+    return _memory(a) != 0 and _memory(a) == _memory(b)
 
 
 def note_moved(averager: Averager | None, offer: Offer | None) -> None:

@@ -18,7 +18,7 @@ from fusedtricks.optim.entry_checks import (
     check_writable_grad,
     overlap,
 )
-from fusedtricks.optim.hooks import hook_step
+from fusedtricks.optim.hooks import hook_step, plain_step
 from fusedtricks.optim.state import StateMixin, StepRecord
 from fusedtricks.optim.validation import check_extras
 from fusedtricks.reference import Entry, GradOptions, Outcome
@@ -233,6 +233,7 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         averager = None if traces else averager_of(self)
         if averager is not None:
             averager.begin()
+            averager.offer()  # raises, if it does, before anything is written
         if self._plan is not None and not self.write_grads and not traces:
             try:
                 outcome = native.planned_step(self, options)
@@ -250,6 +251,10 @@ class FusedOptimizer(StateMixin, CheckpointMixin, Optimizer):
         if self.write_grads:
             return self._write_grads_and_step(entries, options, library)
         return self._run(entries, options, library)
+
+    def _takes_plain_steps(self) -> bool:
+        """Return whether no subclass or decorator does something of its own after a step."""
+        return plain_step(type(self).step) is FusedOptimizer.step
 
     def _run(self, entries: list[Entry], options: GradOptions, library: str) -> Outcome:
         if not library:

@@ -137,7 +137,9 @@ class PlanEntry:
             return False
         average, param = averages[self.average], self.param
         return (
-            average.layout == torch.strided
+            type(average) in _TYPES
+            and not average.is_neg()
+            and average.layout == torch.strided
             and average.device == self.device
             and average.dtype in backends._DTYPES
             and (average.dtype != torch.float64 or param.dtype == torch.float64)
