@@ -15,7 +15,8 @@ from .cases import Case
 from .workloads import Shape
 
 MAX_NORM = 1.0
-AVERAGE_DECAY = 0.999
+# Short, so that tests of what contenders do see every average move.
+AVERAGE_DECAY = 0.9
 # Small rates: gradients stay the same over thousands of steps, and the weights must stay finite.
 OPTIONS = {
     "AdamW": {"lr": 1e-5, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.02},

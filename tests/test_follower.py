@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -248,6 +249,26 @@ def test_checkpoints_and_copies_of_the_optimizer_know_nothing_of_it() -> None:
     copied.step()
     for now, then in zip(followed.ema.state_dict().values(), before.values(), strict=True):
         assert torch.equal(now, then)
+    followed.run(2).check()
+
+
+@pytest.mark.parametrize("backend", [NATIVE, "reference"])
+@pytest.mark.parametrize(
+    ("decay", "error"),
+    [(math.nan, ValueError), (1.0, ValueError), (-0.1, ValueError), ("0.9", TypeError)],
+)
+def test_a_decay_that_was_set_wrongly_changes_nothing(decay, error, backend) -> None:
+    model = make()
+    optimizer = optim.AdamW(model.parameters(), lr=0.03, backend=backend)
+    followed = Followed(model, optimizer).run(3)
+    good, followed.ema.decay = followed.ema.decay, decay
+    give_grads(followed.params, 9)
+    before = [tensor.detach().clone() for tensor in (*model, *followed.ema.module)]
+    with pytest.raises(error, match="ModelEMA: expected decay"):
+        optimizer.step()
+    now = [*model, *followed.ema.module]
+    assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True))
+    followed.ema.decay = good
     followed.run(2).check()
 
 

@@ -189,9 +189,11 @@ class ModelEMA(AveragedModel):
     def _next_weight(self) -> float | None:
         """Return the share of the weights in the next average, None if it is a copy of them."""
         n = int(self.n_averaged)
+        # Once more: the attribute may have been changed, and a NaN would be in all averages.
+        decay = _checked_decay(self.decay, None)
         if n == 0:
             return None
-        return 1 - (min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay)
+        return 1 - (min(decay, (1 + n) / (10 + n)) if self.warmup else decay)
 
     def follow(self, optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
         """Call `update_parameters(model)` after every step of an optimizer.
